@@ -145,6 +145,8 @@ class EngineStats:
     decode_tokens: int = 0
     decode_s: float = 0.0
     steps: int = 0
+    preemptions: int = 0
+    """Streams that had to step back for want of KV cells."""
     requests_finished: int = 0
     requests_cancelled: int = 0
     requests_failed: int = 0
@@ -161,6 +163,10 @@ class Engine(Protocol):
     @property
     def context_tokens(self) -> int:
         """What one request may use, prompt and answer together, in tokens."""
+
+    @property
+    def failure(self) -> EdgekitError | None:
+        """Why the engine has stopped for good, None while it works."""
 
     def submit(self, request: Request, sink: Sink) -> Ticket:
         """Queue a request.

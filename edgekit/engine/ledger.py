@@ -1,0 +1,78 @@
+"""The engine's own figures: counters of tokens, seconds and requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from edgekit.engine.base import EngineStats, FinishReason, RequestRecord
+
+__all__ = ["Ledger"]
+
+_SMOOTHING = 0.2
+"""Weight of the newest request in the mean duration."""
+
+
+class Ledger:
+    """Counts what the scheduler does. Written by its thread, read by any."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._started_at = clock()
+        self._prefill_tokens = 0
+        self._prefill_s = 0.0
+        self._cached_tokens = 0
+        self._decode_tokens = 0
+        self._decode_s = 0.0
+        self._steps = 0
+        self._finished = 0
+        self._cancelled = 0
+        self._mean_request_s: float | None = None
+        self.failed = 0
+        self.preemptions = 0
+        self.observers: list[Callable[[RequestRecord], None]] = []
+
+    def note_step(self, seconds: float, *, decoded: int, prefilled: int) -> None:
+        """Count a step, its time split between decode and prefill by their tokens."""
+        share = decoded / (decoded + prefilled)
+        self._steps += 1
+        self._decode_tokens += decoded
+        self._prefill_tokens += prefilled
+        self._decode_s += seconds * share
+        self._prefill_s += seconds * (1 - share)
+
+    def note_request(self, record: RequestRecord, reason: FinishReason) -> None:
+        """Count a request that has ended, and tell the observers."""
+        self._cached_tokens += record.cached_tokens
+        if reason is FinishReason.CANCELLED:
+            self._cancelled += 1
+        else:
+            self._finished += 1
+            busy = record.prefill_s + record.decode_s
+            mean = self._mean_request_s
+            self._mean_request_s = busy if mean is None else mean + _SMOOTHING * (busy - mean)
+        for observer in self.observers:
+            observer(record)
+
+    def expected_wait_s(self, queued: int, streams: int) -> float:
+        """Seconds until a request that comes now would start, by the mean of those before it."""
+        return max(1.0, (self._mean_request_s or 1.0) * (queued + 1) / streams)
+
+    def snapshot(self, *, active: int, queued: int, kv_cells_used: int, kv_cells_total: int) -> EngineStats:
+        """All figures as they stand."""
+        return EngineStats(
+            uptime_s=self._clock() - self._started_at,
+            prefill_tokens=self._prefill_tokens,
+            prefill_s=self._prefill_s,
+            cached_tokens=self._cached_tokens,
+            decode_tokens=self._decode_tokens,
+            decode_s=self._decode_s,
+            steps=self._steps,
+            preemptions=self.preemptions,
+            requests_finished=self._finished,
+            requests_cancelled=self._cancelled,
+            requests_failed=self.failed,
+            requests_active=active,
+            requests_queued=queued,
+            kv_cells_used=kv_cells_used,
+            kv_cells_total=kv_cells_total,
+        )

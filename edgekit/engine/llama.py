@@ -1,0 +1,331 @@
+"""Runs a GGUF model on llama.cpp's low-level API: batches of several sequences, native samplers.
+
+API: llama.h of the llama.cpp that llama-cpp-python vendors. Struct layouts drift between releases, which is
+why the version is pinned.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import secrets
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from edgekit.engine.base import Sampling
+from edgekit.engine.llama_library import ThreadPool, default_threads, load_library, recent_log
+from edgekit.engine.runner import CacheFullError, Slice
+from edgekit.errors import EngineError, ModelFileError
+from edgekit.profiles import ServeSettings
+
+__all__ = ["LlamaRunner"]
+
+_KV_TYPES: Final = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
+"""enum ggml_type."""
+_FLASH_ATTENTION: Final = {None: -1, False: 0, True: 1}
+_PENALTY_WINDOW_TOKENS = 64
+"""How far back repetition counts, as llama-server's default."""
+_SEED_LIMIT = 2**32 - 1
+"""LLAMA_DEFAULT_SEED: asks llama.cpp to draw one, so it is not a seed itself."""
+
+
+class LlamaRunner:
+    """A model and its context.
+
+    Args:
+        path: the GGUF file, or the first of its shards.
+        settings: threads, context, KV cache and batch sizes.
+        repack: let ggml rearrange weights for this CPU's kernels: faster prefill, but the rearranged
+            weights take memory beside the mapped file.
+        progress: called with the fraction loaded, 0 to 1.
+
+    Raises:
+        ModelFileError: llama.cpp does not accept the file.
+        EngineError: the context cannot be made, e.g. for lack of memory.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        settings: ServeSettings,
+        *,
+        repack: bool = True,
+        progress: Callable[[float], None] | None = None,
+    ) -> None:
+        self._api = load_library()
+        self._model: Any = None
+        self._context: Any = None
+        self._pool: ThreadPool | None = None
+        self._sequences = settings.slots
+        self._batch_tokens = settings.batch_tokens
+        try:
+            self._load_model(path, settings, repack, progress)
+            self._make_context(settings)
+        except BaseException:
+            self.close()
+            raise
+        self._make_batch()
+        self._pieces: dict[int, bytes] = {}
+        self._warm_up()
+
+    def _load_model(
+        self, path: Path, settings: ServeSettings, repack: bool, progress: Callable[[float], None] | None
+    ) -> None:
+        api = self._api
+        params = api.llama_model_default_params()
+        params.n_gpu_layers = settings.gpu_layers
+        params.use_extra_bufts = repack
+        if progress is not None:
+            report = progress
+
+            @api.llama_progress_callback  # type: ignore[untyped-decorator]
+            def on_progress(fraction: float, _user_data: Any) -> bool:
+                report(fraction)
+                return True
+
+            params.progress_callback = on_progress
+        self._model = api.llama_model_load_from_file(str(path).encode(), params)
+        if not self._model:
+            raise ModelFileError(
+                f"{path}: llama.cpp does not load it: {_last_error()}",
+                hint="check the bundle with `edgekit verify`; if it is whole, export the model again",
+            )
+        self._vocab = api.llama_model_get_vocab(self._model)
+
+    def _make_context(self, settings: ServeSettings) -> None:
+        api = self._api
+        threads = settings.threads or default_threads()
+        params = api.llama_context_default_params()
+        params.n_ctx = settings.kv_cells or settings.context_tokens
+        params.n_batch = settings.batch_tokens
+        params.n_ubatch = min(settings.ubatch_tokens, settings.batch_tokens)
+        params.n_seq_max = settings.slots
+        # One row of logits a stream: without this, memory is reserved for a row a prompt token.
+        params.n_outputs_max = settings.slots
+        params.n_threads = params.n_threads_batch = threads
+        params.type_k = params.type_v = _KV_TYPES[settings.kv_type]
+        params.flash_attn_type = _FLASH_ATTENTION[settings.flash_attention]
+        params.kv_unified = True
+        params.no_perf = True
+        self._context = api.llama_init_from_model(self._model, params)
+        if not self._context:
+            raise EngineError(
+                f"llama.cpp cannot make a context of {params.n_ctx} tokens: {_last_error()}",
+                hint="serve with a smaller context, or a KV cache of type q8_0",
+            )
+        self._pool = ThreadPool(api, threads)
+        self._pool.attach(self._context)
+        self._memory = api.llama_get_memory(self._context)
+        self._kv_cells = int(api.llama_n_ctx(self._context))
+
+    def _make_batch(self) -> None:
+        # One batch for all steps. Every entry has one sequence id, whose address never changes.
+        size = self._batch_tokens
+        self._tokens = (ctypes.c_int32 * size)()
+        self._positions = (ctypes.c_int32 * size)()
+        self._sequence_ids = (ctypes.c_int32 * size)()
+        self._outputs = (ctypes.c_int8 * size)()
+        self._sequence_counts = (ctypes.c_int32 * size)(*[1] * size)
+        id_type = ctypes.POINTER(ctypes.c_int32)
+        first = ctypes.addressof(self._sequence_ids)
+        self._sequence_id_pointers = (id_type * size)(
+            *(ctypes.cast(first + 4 * index, id_type) for index in range(size))
+        )
+        self._batch = self._api.llama_batch(
+            n_tokens=0,
+            token=self._tokens,
+            embd=None,
+            pos=self._positions,
+            n_seq_id=self._sequence_counts,
+            seq_id=self._sequence_id_pointers,
+            logits=self._outputs,
+        )
+
+    def _warm_up(self) -> None:
+        """Decode one token and forget it: the first request should not pay for page faults."""
+        vocabulary = int(self._api.llama_vocab_n_tokens(self._vocab))
+        bos = int(self._api.llama_vocab_bos(self._vocab))
+        self.run([Slice(0, 0, [bos if 0 <= bos < vocabulary else 0], sample=True)])
+        self._api.llama_memory_clear(self._memory, True)
+
+    @property
+    def kv_cells(self) -> int:
+        return self._kv_cells
+
+    @property
+    def sequences(self) -> int:
+        return self._sequences
+
+    @property
+    def batch_tokens(self) -> int:
+        return self._batch_tokens
+
+    @property
+    def chat_template(self) -> str | None:
+        """The model's own chat template, None when it has none."""
+        text = self._api.llama_model_chat_template(self._model, None)
+        return text.decode("utf-8", "replace") if text else None
+
+    @property
+    def bos_text(self) -> str:
+        """The text of the token that begins a prompt; empty when the model has none."""
+        return self._token_text(int(self._api.llama_vocab_bos(self._vocab)))
+
+    @property
+    def eos_text(self) -> str:
+        """The text of the token that ends a text; empty when the model has none."""
+        return self._token_text(int(self._api.llama_vocab_eos(self._vocab)))
+
+    def metadata(self, key: str) -> str | None:
+        """A GGUF metadata value as text, None when the key is absent."""
+        buffer = ctypes.create_string_buffer(512)
+        length = self._api.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace") if length >= 0 else None
+
+    def _token_text(self, token: int) -> str:
+        if token < 0:
+            return ""
+        text = self._api.llama_vocab_get_text(self._vocab, token)
+        return text.decode("utf-8", "replace") if text else ""
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        data = text.encode("utf-8", "replace")
+        room = len(data) + 2  # a token stands for a byte at least; BOS and EOS may be added
+        for _ in range(2):
+            tokens = (ctypes.c_int32 * room)()
+            count = int(
+                self._api.llama_tokenize(
+                    self._vocab, data, len(data), tokens, room, add_special, parse_special
+                )
+            )
+            if count >= 0:
+                return tokens[:count]
+            room = -count
+        raise EngineError(f"llama.cpp cannot tokenize a text of {len(data)} bytes")
+
+    def piece(self, token: int) -> bytes:
+        known = self._pieces.get(token)
+        if known is None:
+            known = self._pieces[token] = self._read_piece(token)
+        return known
+
+    def _read_piece(self, token: int) -> bytes:
+        room = 64
+        for _ in range(2):
+            buffer = ctypes.create_string_buffer(room)
+            length = int(self._api.llama_token_to_piece(self._vocab, token, buffer, room, 0, False))
+            if length >= 0:
+                return buffer.raw[:length]
+            room = -length
+        raise EngineError(f"llama.cpp cannot write token {token}")
+
+    def ends_generation(self, token: int) -> bool:
+        return bool(self._api.llama_vocab_is_eog(self._vocab, token))
+
+    def open_sampler(self, sampling: Sampling, prompt: Sequence[int]) -> LlamaSampler:
+        return LlamaSampler(self._api, self._vocab, self._context, sampling, prompt)
+
+    def run(self, slices: Sequence[Slice]) -> list[int]:
+        filled = 0
+        rows: list[int] = []
+        for piece in slices:
+            end = filled + len(piece.tokens)
+            count = end - filled
+            self._tokens[filled:end] = piece.tokens  # type: ignore[assignment]
+            self._positions[filled:end] = range(piece.start, piece.start + count)  # type: ignore[assignment]
+            self._sequence_ids[filled:end] = [piece.sequence] * count
+            self._outputs[filled:end] = [0] * count
+            if piece.sample:
+                self._outputs[end - 1] = 1
+                rows.append(end - 1)
+            filled = end
+        self._batch.n_tokens = filled
+        status = self._api.llama_decode(self._context, self._batch)
+        if status == 0:
+            return rows
+        if status == 1:
+            raise CacheFullError
+        raise EngineError(f"llama_decode failed with status {status}: {_last_error()}")
+
+    def forget(self, sequence: int, start: int) -> None:
+        self._api.llama_memory_seq_rm(self._memory, sequence, start, -1)
+
+    def close(self) -> None:
+        if self._context:
+            self._api.llama_free(self._context)
+            self._context = None
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+        if self._model:
+            self._api.llama_model_free(self._model)
+            self._model = None
+
+
+class LlamaSampler:
+    """A chain of llama.cpp's native samplers for one stream.
+
+    Order as in llama-server: bias and penalties on all logits, then top-k, top-p, min-p, temperature, draw.
+    """
+
+    def __init__(self, api: Any, vocab: Any, context: Any, sampling: Sampling, prompt: Sequence[int]) -> None:
+        self._api = api
+        self._context = context
+        params = api.llama_sampler_chain_default_params()
+        params.no_perf = True
+        self._chain = api.llama_sampler_chain_init(params)
+        for sampler in self._parts(vocab, sampling):
+            api.llama_sampler_chain_add(self._chain, sampler)
+        if self._penalizes(sampling):
+            for token in prompt[-_PENALTY_WINDOW_TOKENS:]:
+                api.llama_sampler_accept(self._chain, token)
+
+    def _parts(self, vocab: Any, sampling: Sampling) -> list[Any]:
+        api = self._api
+        parts: list[Any] = []
+        if sampling.logit_bias:
+            entries = [api.llama_logit_bias(token, bias) for token, bias in sampling.logit_bias.items()]
+            array = (api.llama_logit_bias * len(entries))(*entries)
+            count = api.llama_vocab_n_tokens(vocab)
+            parts.append(api.llama_sampler_init_logit_bias(count, len(entries), array))
+        if self._penalizes(sampling):
+            parts.append(
+                api.llama_sampler_init_penalties(
+                    _PENALTY_WINDOW_TOKENS,
+                    sampling.repeat_penalty,
+                    sampling.frequency_penalty,
+                    sampling.presence_penalty,
+                )
+            )
+        if sampling.temperature <= 0 or sampling.top_k == 1:
+            return [*parts, api.llama_sampler_init_greedy()]
+        if sampling.top_k > 0:
+            parts.append(api.llama_sampler_init_top_k(sampling.top_k))
+        if sampling.top_p < 1:
+            parts.append(api.llama_sampler_init_top_p(sampling.top_p, 1))
+        if sampling.min_p > 0:
+            parts.append(api.llama_sampler_init_min_p(sampling.min_p, 1))
+        parts.append(api.llama_sampler_init_temp(sampling.temperature))
+        seed = secrets.randbelow(_SEED_LIMIT) if sampling.seed is None else sampling.seed % _SEED_LIMIT
+        return [*parts, api.llama_sampler_init_dist(seed)]
+
+    @staticmethod
+    def _penalizes(sampling: Sampling) -> bool:
+        return (
+            sampling.repeat_penalty != 1.0
+            or sampling.frequency_penalty != 0.0
+            or sampling.presence_penalty != 0.0
+        )
+
+    def sample(self, row: int) -> int:
+        return int(self._api.llama_sampler_sample(self._chain, self._context, row))
+
+    def close(self) -> None:
+        if self._chain:
+            self._api.llama_sampler_free(self._chain)
+            self._chain = None
+
+
+def _last_error() -> str:
+    lines = recent_log()
+    return lines[-1] if lines else "it gave no reason"
