@@ -1,0 +1,109 @@
+"""Errors as OpenAI's API words them: `{"error": {"message", "type", "param", "code"}}`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from edgekit.engine.chat_template import ChatTemplateError
+from edgekit.errors import ContextOverflowError, EdgekitError, EngineBusyError
+
+__all__ = ["ApiError", "error_body", "install_error_handlers"]
+
+
+class ApiError(EdgekitError):
+    """An answer that is an error.
+
+    Args:
+        status: HTTP status code.
+        message: what is wrong, for the client's developer.
+        param: the request's field that is wrong, None when it is no field.
+        code: a word for programs, e.g. "model_not_found".
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str = "invalid_request_error",  # noqa: A002 (the API's own name)
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.type = type
+        self.param = param
+        self.code = code
+        self.headers = headers
+
+    def body(self) -> dict[str, Any]:
+        """The JSON document."""
+        return error_body(self.message, type=self.type, param=self.param, code=self.code)
+
+    @classmethod
+    def from_error(cls, error: EdgekitError) -> ApiError:
+        """What an error of edgekit means to an HTTP client."""
+        if isinstance(error, ApiError):
+            return error
+        if isinstance(error, ContextOverflowError):
+            return cls(400, error.message, param="messages", code="context_length_exceeded")
+        if isinstance(error, ChatTemplateError):
+            return cls(400, error.message, param="messages", code="invalid_messages")
+        if isinstance(error, EngineBusyError):
+            wait = str(math.ceil(error.retry_after_s))
+            return cls(
+                429, error.message, type="rate_limit_error", code="queue_full", headers={"Retry-After": wait}
+            )
+        return cls(500, error.message, type="server_error", code="engine_error")
+
+
+def error_body(
+    message: str, *, type: str, param: str | None = None, code: str | None = None  # noqa: A002
+) -> dict[str, Any]:
+    """The JSON document of an error."""
+    return {"error": {"message": message, "type": type, "param": param, "code": code}}
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Let every error that leaves a route reach the client in OpenAI's words."""
+
+    @app.exception_handler(EdgekitError)
+    async def on_edgekit_error(_request: Request, error: EdgekitError) -> JSONResponse:
+        answer = ApiError.from_error(error)
+        return JSONResponse(answer.body(), answer.status, headers=answer.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def on_invalid_body(_request: Request, error: RequestValidationError) -> JSONResponse:
+        message, param = _first_problem(error.errors())
+        return JSONResponse(error_body(message, type="invalid_request_error", param=param), 400)
+
+    @app.exception_handler(HTTPException)
+    async def on_http_error(request: Request, error: HTTPException) -> JSONResponse:
+        message = str(error.detail)
+        if error.status_code in (404, 405):
+            message = f"{message}: {request.method} {request.url.path}"
+        body = error_body(message, type="invalid_request_error", code=f"http_{error.status_code}")
+        return JSONResponse(body, error.status_code, headers=error.headers)
+
+
+def _first_problem(problems: Sequence[Any]) -> tuple[str, str | None]:
+    """Message and field of a validation error. Unions report one problem a member: the last is the closest."""
+    problem = problems[0]
+    path = [part for part in problem["loc"] if part != "body"]
+    if problem["type"] == "json_invalid":
+        return f"the body is not JSON: {problem.get('ctx', {}).get('error', problem['msg'])}", None
+    field = ".".join(str(part) for part in path) or None
+    if problem["type"] == "extra_forbidden":
+        return f"unknown field '{field}'", field
+    said = problem["msg"].removeprefix("Value error, ")
+    if field is None and said.startswith("'"):
+        return said, said.split("'")[1]
+    return (f"'{field}': {said}" if field else said), field
