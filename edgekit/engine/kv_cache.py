@@ -89,7 +89,7 @@ class KvCache:
         self._free.append(lease)
 
     def evict(self) -> Lease | None:
-        """Free the sequence parked longest; None when none is parked. The caller makes the runner forget it."""
+        """Free the sequence parked longest, None when none is. The caller makes the runner forget it."""
         if not self._parked:
             return None
         lease = self._parked.pop(self._oldest())

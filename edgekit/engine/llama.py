@@ -231,8 +231,8 @@ class LlamaRunner:
         for piece in slices:
             end = filled + len(piece.tokens)
             count = end - filled
-            self._tokens[filled:end] = piece.tokens  # type: ignore[assignment]
-            self._positions[filled:end] = range(piece.start, piece.start + count)  # type: ignore[assignment]
+            self._tokens[filled:end] = piece.tokens
+            self._positions[filled:end] = list(range(piece.start, piece.start + count))
             self._sequence_ids[filled:end] = [piece.sequence] * count
             self._outputs[filled:end] = [0] * count
             if piece.sample:

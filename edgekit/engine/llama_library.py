@@ -101,7 +101,7 @@ def default_threads() -> int:
 class _ThreadPoolParams(ctypes.Structure):
     """struct ggml_threadpool_params of ggml.h; GGML_MAX_N_THREADS is 512."""
 
-    _fields_ = [  # noqa: RUF012 (ctypes wants a plain list)
+    _fields_ = [
         ("cpumask", ctypes.c_bool * 512),
         ("n_threads", ctypes.c_int),
         ("prio", ctypes.c_int),

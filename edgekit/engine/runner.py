@@ -27,7 +27,7 @@ class Slice:
 
     sequence: int
     start: int
-    tokens: Sequence[int]
+    tokens: list[int]
     sample: bool
 
 

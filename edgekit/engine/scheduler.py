@@ -1,4 +1,4 @@
-"""Continuous batching: one thread that, step by step, mixes decode of running streams with prefill of new ones.
+"""Continuous batching: in each step, one thread decodes the running streams and prefills new ones.
 
     step = take what came in → admit → compose a batch → run → sample, emit, retire
 
@@ -221,7 +221,7 @@ class Scheduler:
         return self._compose()
 
     def _make_room(self) -> bool:
-        """Free the cells of the sequence parked longest, else of the youngest stream. False: nothing to free."""
+        """Free the cells of the sequence parked longest, else of the youngest stream. False: none is left."""
         evicted = self._cache.evict()
         if evicted is not None:
             self._runner.forget(evicted.sequence, 0)

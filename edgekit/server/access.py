@@ -50,7 +50,7 @@ class ApiKeys:
             raise ApiError(
                 401,
                 "this server needs an API key: send 'Authorization: Bearer KEY'",
-                type="authentication_error",
+                kind="authentication_error",
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )

@@ -63,7 +63,9 @@ def create_app(slot: ModelSlot, *, metrics: Metrics | None = None, keys: ApiKeys
     async def show_model(name: str) -> dict[str, Any]:
         described = _describe(slot)
         if name != described["id"]:
-            raise ApiError(404, f"the model '{name}' does not exist here", param="model", code="model_not_found")
+            raise ApiError(
+                404, f"the model '{name}' does not exist here", param="model", code="model_not_found"
+            )
         return described
 
     @app.post("/v1/chat/completions", dependencies=guarded)

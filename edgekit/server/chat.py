@@ -57,7 +57,10 @@ class ChatStream:
             )
         if model.template is None:
             raise ApiError(
-                400, f"the model '{model.name}' has no chat template", param="messages", code="no_chat_template"
+                400,
+                f"the model '{model.name}' has no chat template",
+                param="messages",
+                code="no_chat_template",
             )
         prompt = model.template.render([message.as_template_message() for message in body.messages])
         request = EngineRequest(

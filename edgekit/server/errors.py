@@ -23,6 +23,7 @@ class ApiError(EdgekitError):
     Args:
         status: HTTP status code.
         message: what is wrong, for the client's developer.
+        kind: OpenAI's `type`.
         param: the request's field that is wrong, None when it is no field.
         code: a word for programs, e.g. "model_not_found".
     """
@@ -32,21 +33,21 @@ class ApiError(EdgekitError):
         status: int,
         message: str,
         *,
-        type: str = "invalid_request_error",  # noqa: A002 (the API's own name)
+        kind: str = "invalid_request_error",
         param: str | None = None,
         code: str | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.type = type
+        self.kind = kind
         self.param = param
         self.code = code
         self.headers = headers
 
     def body(self) -> dict[str, Any]:
         """The JSON document."""
-        return error_body(self.message, type=self.type, param=self.param, code=self.code)
+        return error_body(self.message, kind=self.kind, param=self.param, code=self.code)
 
     @classmethod
     def from_error(cls, error: EdgekitError) -> ApiError:
@@ -60,16 +61,20 @@ class ApiError(EdgekitError):
         if isinstance(error, EngineBusyError):
             wait = str(math.ceil(error.retry_after_s))
             return cls(
-                429, error.message, type="rate_limit_error", code="queue_full", headers={"Retry-After": wait}
+                429, error.message, kind="rate_limit_error", code="queue_full", headers={"Retry-After": wait}
             )
-        return cls(500, error.message, type="server_error", code="engine_error")
+        return cls(500, error.message, kind="server_error", code="engine_error")
 
 
 def error_body(
-    message: str, *, type: str, param: str | None = None, code: str | None = None  # noqa: A002
+    message: str,
+    *,
+    kind: str,
+    param: str | None = None,
+    code: str | None = None,
 ) -> dict[str, Any]:
     """The JSON document of an error."""
-    return {"error": {"message": message, "type": type, "param": param, "code": code}}
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -83,19 +88,19 @@ def install_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def on_invalid_body(_request: Request, error: RequestValidationError) -> JSONResponse:
         message, param = _first_problem(error.errors())
-        return JSONResponse(error_body(message, type="invalid_request_error", param=param), 400)
+        return JSONResponse(error_body(message, kind="invalid_request_error", param=param), 400)
 
     @app.exception_handler(HTTPException)
     async def on_http_error(request: Request, error: HTTPException) -> JSONResponse:
         message = str(error.detail)
         if error.status_code in (404, 405):
             message = f"{message}: {request.method} {request.url.path}"
-        body = error_body(message, type="invalid_request_error", code=f"http_{error.status_code}")
+        body = error_body(message, kind="invalid_request_error", code=f"http_{error.status_code}")
         return JSONResponse(body, error.status_code, headers=error.headers)
 
 
 def _first_problem(problems: Sequence[Any]) -> tuple[str, str | None]:
-    """Message and field of a validation error. Unions report one problem a member: the last is the closest."""
+    """Message and field of a validation error."""
     problem = problems[0]
     path = [part for part in problem["loc"] if part != "body"]
     if problem["type"] == "json_invalid":

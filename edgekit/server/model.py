@@ -105,12 +105,12 @@ class ModelSlot:
         model = self._model
         failure = self.failure or (model.engine.failure if model is not None else None)
         if failure is not None:
-            raise ApiError(500, failure.message, type="server_error", code="model_failed")
+            raise ApiError(500, failure.message, kind="server_error", code="model_failed")
         if model is None:
             raise ApiError(
                 503,
                 "Loading model",
-                type="unavailable_error",
+                kind="unavailable_error",
                 code="model_loading",
                 headers={"Retry-After": "1"},
             )
