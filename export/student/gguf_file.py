@@ -1,0 +1,73 @@
+"""A student that is a GGUF file already, of any quantization."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from edgekit.bundle.manifest import SourceRecord
+from edgekit.facts import ModelFacts
+from edgekit.gguf_header import GgufHeader, TensorInfo, model_facts, read_gguf_header, validate_model
+from export.student.base import Array, Progress, StudentTensor
+from export.student.provenance import file_sha256
+
+__all__ = ["GgufStudent", "open_gguf"]
+
+
+class GgufStudent:
+    """A GGUF file whose header has been read and checked. Its tensors carry llama.cpp's names."""
+
+    def __init__(self, path: Path, header: GgufHeader) -> None:
+        self.path = path
+        self.header = header
+
+    @cached_property
+    def facts(self) -> ModelFacts:
+        return model_facts(self.header)
+
+    @cached_property
+    def _data(self) -> Array:
+        return np.memmap(self.path, dtype=np.uint8, mode="r")
+
+    def tensors(self) -> Iterator[StudentTensor]:
+        for info in self.header.tensors:
+            yield self._tensor(info)
+
+    def source(self, progress: Progress | None = None) -> SourceRecord:
+        return SourceRecord(
+            name=self.path.name,
+            kind="gguf",
+            sha256=file_sha256(self.path, progress),
+            revision=None,
+            license=self.facts.license,
+            base_model=self.facts.base_model,
+        )
+
+    def license_text(self) -> str | None:
+        return None
+
+    def _tensor(self, info: TensorInfo) -> StudentTensor:
+        shape = tuple(reversed(info.shape))
+
+        def read() -> Array:
+            raw = self._data[info.offset : info.offset + info.size_bytes]
+            floats = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}.get(info.type_name)
+            return raw if floats is None else raw.view(np.dtype(floats)).reshape(shape)
+
+        return StudentTensor(
+            name=info.name, shape=shape, storage=info.type_name, size_bytes=info.size_bytes, _read=read
+        )
+
+
+def open_gguf(path: Path) -> GgufStudent:
+    """Open a GGUF file.
+
+    Raises:
+        ModelFileError: the file is damaged, or llama.cpp could not load it.
+    """
+    header = read_gguf_header(path)
+    validate_model(header)
+    return GgufStudent(path, header)

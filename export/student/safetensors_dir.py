@@ -1,0 +1,176 @@
+"""A student that is a Hugging Face checkpoint: config.json, tokenizer, safetensors files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from math import prod
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from edgekit.bundle.manifest import SourceRecord
+from edgekit.errors import ModelFileError
+from edgekit.facts import ModelFacts
+from export.student.base import Progress, StudentTensor
+from export.student.config import CheckpointConfig, read_config, read_json
+from export.student.provenance import files_sha256, find_license_text, find_revision, read_model_card
+from export.student.safetensors_file import open_safetensors
+from export.student.tokenizer import CheckpointTokenizer, read_tokenizer
+
+__all__ = ["CheckpointStudent", "open_checkpoint"]
+
+INDEX_NAME: Final = "model.safetensors.index.json"
+FLOAT_STORAGE: Final = ("BF16", "F16", "F32")
+# Leftovers of old checkpoints: constants that the model computes itself.
+IGNORED_SUFFIXES: Final = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias")
+
+
+class CheckpointStudent:
+    """A checkpoint whose files have been opened and checked against its config.
+
+    Its tensors carry Hugging Face's names and are all float. `stored_as` is the type of its matrices.
+    """
+
+    def __init__(self, path: Path, config: CheckpointConfig, tensors: Mapping[str, StudentTensor]) -> None:
+        self.path = path
+        self.config = config
+        self._tensors = tensors
+        self.stored_as = tensors["model.embed_tokens.weight"].storage
+
+    @cached_property
+    def tokenizer(self) -> CheckpointTokenizer:
+        return read_tokenizer(self.path, vocabulary=self.config.vocabulary, config=self.config.raw)
+
+    @cached_property
+    def facts(self) -> ModelFacts:
+        config, tied = self.config, "lm_head.weight" not in self._tensors
+        weight_bytes = sum(tensor.size_bytes for tensor in self._tensors.values())
+        embedding = self._tensors["model.embed_tokens.weight"]
+        license_name, base_model = self._card_facts()
+        return ModelFacts(
+            name=self.path.resolve().name,
+            architecture=config.architecture,
+            parameters=sum(prod(tensor.shape) for tensor in self._tensors.values()),
+            weight_bytes=weight_bytes,
+            bytes_per_token=weight_bytes - (0 if tied else embedding.size_bytes),
+            quantization=self.stored_as,
+            layers=config.layers,
+            embedding_length=config.embedding_length,
+            feed_forward_length=config.feed_forward_length,
+            attention_heads=config.heads,
+            attention_kv_heads=config.kv_heads,
+            head_length=config.head_length,
+            vocabulary=config.vocabulary,
+            context_train_tokens=config.context_tokens,
+            tied_embeddings=tied,
+            tokenizer=self.tokenizer.pre,
+            license=license_name,
+            base_model=base_model,
+        )
+
+    def tensors(self) -> Iterator[StudentTensor]:
+        yield from self._tensors.values()
+
+    def source(self, progress: Progress | None = None) -> SourceRecord:
+        files = [*self.path.glob("*.safetensors"), *self.path.glob("*.json"), *self.path.glob("*.jinja")]
+        return SourceRecord(
+            name=self.path.resolve().name,
+            kind="safetensors",
+            sha256=files_sha256(files, progress),
+            revision=find_revision(self.path),
+            license=self.facts.license,
+            base_model=self.facts.base_model,
+        )
+
+    def license_text(self) -> str | None:
+        return find_license_text(self.path)
+
+    def _card_facts(self) -> tuple[str | None, str | None]:
+        card = read_model_card(self.path)
+        bases = card.get("base_model")
+        base = bases[0] if isinstance(bases, list) and bases else bases
+        name = card.get("license_name") if card.get("license") == "other" else card.get("license")
+        return (str(name) if name else None), (base if isinstance(base, str) else None)
+
+
+def open_checkpoint(directory: Path) -> CheckpointStudent:
+    """Open a checkpoint directory and check all that can be checked without reading the weights.
+
+    Raises:
+        ModelFileError: a file is missing, damaged or of an unknown kind, or the tensors are not those that
+            config.json describes.
+    """
+    config = read_config(directory / "config.json")
+    tensors = {
+        name: tensor
+        for name, tensor in _open_tensors(directory).items()
+        if not name.endswith(IGNORED_SUFFIXES)
+    }
+    _check_tensors(directory, config, tensors)
+    return CheckpointStudent(directory, config, tensors)
+
+
+def _open_tensors(directory: Path) -> dict[str, StudentTensor]:
+    index_path = directory / INDEX_NAME
+    if not index_path.is_file():
+        single = directory / "model.safetensors"
+        if not single.is_file():
+            raise ModelFileError(
+                f"{directory}: neither model.safetensors nor {INDEX_NAME} is there",
+                hint="pytorch_model.bin files are not read: save the checkpoint with safe_serialization=True",
+            )
+        return dict(open_safetensors(single).tensors)
+    weight_map = _weight_map(index_path)
+    tensors: dict[str, StudentTensor] = {}
+    for shard in sorted(set(weight_map.values())):
+        found = open_safetensors(directory / shard).tensors
+        for name in found:
+            if weight_map.get(name) != shard:
+                raise ModelFileError(f"{directory / shard}: tensor '{name}' is not where {INDEX_NAME} says")
+        tensors.update(found)
+    missing = sorted(set(weight_map) - set(tensors))
+    if missing:
+        raise ModelFileError(f"{directory / weight_map[missing[0]]}: tensor '{missing[0]}' is missing")
+    return tensors
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    weight_map = read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelFileError(f"{path}: no 'weight_map'")
+    for name, shard in weight_map.items():
+        if (
+            not isinstance(shard, str)
+            or PurePosixPath(shard).name != shard
+            or not shard.endswith(".safetensors")
+        ):
+            raise ModelFileError(
+                f"{path}: tensor '{name}' is said to be in {shard!r}, which is no shard's name"
+            )
+        if not (path.parent / shard).is_file():
+            raise ModelFileError(f"{path.parent / shard}: the shard is missing", hint="download it as well")
+    return weight_map
+
+
+def _check_tensors(directory: Path, config: CheckpointConfig, tensors: Mapping[str, StudentTensor]) -> None:
+    wanted = config.tensor_shapes()
+    # A tied head may be stored all the same; it is then used as it is, like the converter does.
+    optional = {"lm_head.weight": (config.vocabulary, config.embedding_length)}
+    for name, shape in wanted.items():
+        if name not in tensors:
+            raise ModelFileError(f"{directory}: tensor '{name}' is missing ({len(tensors)} are there)")
+        if tensors[name].shape != shape:
+            raise ModelFileError(
+                f"{directory}: tensor '{name}' has shape {list(tensors[name].shape)}; "
+                f"config.json says {list(shape)}"
+            )
+    for name, tensor in tensors.items():
+        if name not in wanted and tensor.shape != optional.get(name):
+            raise ModelFileError(
+                f"{directory}: tensor '{name}' of shape {list(tensor.shape)} is not part of the model"
+            )
+        if tensor.storage not in FLOAT_STORAGE:
+            raise ModelFileError(
+                f"{directory}: tensor '{name}' is of type {tensor.storage}; "
+                f"known are {', '.join(FLOAT_STORAGE)}"
+            )

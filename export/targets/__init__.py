@@ -1,0 +1,1 @@
+"""Writers of what devices run: one module per format."""
