@@ -17,6 +17,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -30,6 +31,7 @@ from edgekit.yaml_model import key_error, nearest, parse_yaml_model
 __all__ = [
     "Accelerator",
     "Build",
+    "Compute",
     "Cpu",
     "DeviceProfile",
     "Format",
@@ -152,12 +154,13 @@ class Memory(_Section):
     """The memory that holds weights and KV cache, and how fast it is read. Unknown is None."""
 
     total_mib: PositiveInt | None
+    """What the system can use: MemTotal of /proc/meminfo, or the GPU's own memory."""
     reserve_mib: NonNegativeInt
-    """Kept free for firmware, operating system and whatever else runs on the device."""
+    """Kept free for the operating system, the driver, and whatever else runs on the device."""
     peak_gb_per_s: PositiveFloat | None
     """By the data sheet: bus width times transfer rate."""
     sustained_gb_per_s: PositiveFloat | None
-    """What decoding reads in practice: weight bytes times tokens per second."""
+    """What decoding one stream reads in practice: bytes per token times tokens per second."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Memory:
@@ -171,12 +174,19 @@ class Memory(_Section):
             raise key_error("sustained_gb_per_s", f"more than peak_gb_per_s ({self.peak_gb_per_s:g})")
         return self
 
+    @property
+    def usable_bytes(self) -> int | None:
+        """Total less reserve; None while the total is unknown."""
+        return None if self.total_mib is None else max(0, self.total_mib - self.reserve_mib) * 1024 * 1024
+
 
 class Compute(_Section):
-    """Arithmetic speed."""
+    """How fast the device computes, besides reading memory. Unknown is None."""
 
     prefill_gflop_per_s: PositiveFloat | None
     """What prefill reaches in practice: 2 x parameters x prompt tokens per second, in 10^9 per second."""
+    step_ms: NonNegativeFloat | None
+    """Fixed cost of one decode step: launching kernels, sampling. Added to the time that reading takes."""
 
 
 class Build(_Section):
@@ -215,7 +225,7 @@ class DeviceProfile(_Section):
     cpu: Cpu
     accelerator: Accelerator | None
     memory: Memory
-    compute: Compute = Compute(prefill_gflop_per_s=None)
+    compute: Compute = Compute(prefill_gflop_per_s=None, step_ms=None)
     runtime: Runtime
     formats: Annotated[tuple[Format, ...], Field(min_length=1)]
     """Preferred first."""
