@@ -10,7 +10,7 @@ def test_lease__parked_sequence_with_the_longest_common_beginning_is_taken() -> 
     history = list(range(40))
     first, second = cache.lease([1]), cache.lease([1])
     cache.extend(first, history[:20])
-    cache.extend(second, history[:30] + [999])
+    cache.extend(second, [*history[:30], 999])
     cache.park(first)
     cache.park(second)
     lease = cache.lease(history)
