@@ -1,8 +1,8 @@
 """Writes a checkpoint as a float GGUF, tensor by tensor, without holding the model.
 
-What is written is what convert_hf_to_gguf.py of llama.cpp 0c1e57098 writes for the same checkpoint, tensor for
-tensor and key for key: matrices in the checkpoint's own type, vectors and norms in F32, Llama's q and k rows
-reordered for ggml's rotary embeddings, llama3 rope scaling as a tensor of divisors.
+What is written is what convert_hf_to_gguf.py of llama.cpp 0c1e57098 writes for the same checkpoint, tensor
+for tensor and key for key: matrices in the checkpoint's own type, vectors and norms in F32, Llama's q and k
+rows reordered for ggml's rotary embeddings, llama3 rope scaling as a tensor of divisors.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Verbs of the export side, found by `edgekit` through entry points."""

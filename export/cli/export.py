@@ -1,0 +1,142 @@
+"""`edgekit export`: make a signed bundle of a student for a device."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from edgekit.errors import EdgekitError
+
+if TYPE_CHECKING:
+    from edgekit.bundle.bundle import Bundle
+    from edgekit.bundle.signing import SecretKey
+
+__all__ = ["export"]
+
+
+def export(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A .gguf file, or a checkpoint's directory.")
+    ],
+    profile: Annotated[str, typer.Option(metavar="P", help="Device profile: its name, or a YAML file.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Directory to make; must not exist.")],
+    quantization: Annotated[
+        str | None, typer.Option(metavar="Q", help="E.g. Q4_K_M; otherwise the profile's first that fits.")
+    ] = None,
+    export_format: Annotated[
+        str | None, typer.Option("--format", metavar="F", help="gguf; otherwise the profile's first.")
+    ] = None,
+    sign_key: Annotated[
+        Path | None, typer.Option(metavar="K", help="Secret key from `edgekit keygen`; signs the bundle.")
+    ] = None,
+    password_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Its first line decrypts the secret key.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name that the model is served under.")] = None,
+    release: Annotated[
+        int | None, typer.Option(metavar="N", help="Number that grows with every release; default: the time.")
+    ] = None,
+    allow_loss: Annotated[
+        bool, typer.Option("--allow-loss", help="Permit quantizing what was quantized before.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Export MODEL for a device into a bundle: planned, quantized, tried, hashed and signed."""
+    from edgekit.profiles import load_profile
+    from export.cli.plan import known_format, memory_mib_for
+    from export.cli.progress import shown_progress
+    from export.pipeline import export_bundle
+
+    # Ended by a service manager, the export must clean up as on Ctrl-C.
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        device = load_profile(profile)
+        with shown_progress(quiet=as_json) as progress:
+            bundle = export_bundle(
+                model,
+                device,
+                out,
+                secret_key=_secret_key(sign_key, password_file),
+                quantization=quantization,
+                format=known_format(export_format),
+                name=name,
+                release=release,
+                allow_loss=allow_loss,
+                memory_mib=memory_mib_for(device),
+                progress=progress,
+            )
+    except EdgekitError as error:
+        if not as_json:
+            raise
+        failure = {"ok": False, "error": error.message, "hint": error.hint, "kind": type(error).__name__}
+        typer.echo(json.dumps(failure, ensure_ascii=False))
+        raise typer.Exit(error.exit_code) from error
+    if as_json:
+        typer.echo(json.dumps({"ok": True, **_facts(bundle)}, ensure_ascii=False))
+    else:
+        _report(bundle)
+
+
+def _secret_key(path: Path | None, password_file: Path | None) -> SecretKey | None:
+    if path is None:
+        return None
+    from edgekit.bundle.signing import load_secret_key, read_password
+
+    return load_secret_key(path, None if password_file is None else read_password(password_file))
+
+
+def _interrupt(_number: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _facts(bundle: Bundle) -> dict[str, Any]:
+    manifest = bundle.manifest
+    return {
+        "bundle": str(bundle.path),
+        "name": manifest.name,
+        "release": manifest.release,
+        "digest": bundle.digest,
+        "quantization": manifest.plan.quantization,
+        "conversion": manifest.plan.conversion,
+        "size_bytes": manifest.size_bytes,
+        "signed_by": bundle.signed_by,
+        "plan": manifest.plan.model_dump(mode="json"),
+        "model": manifest.model.model_dump(mode="json"),
+    }
+
+
+def _report(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    typer.echo(f"bundle    {bundle.path}  ({manifest.size_bytes / 2**20:.1f} MiB)")
+    typer.echo(
+        f"model     {manifest.name}, release {manifest.release}: {manifest.plan.quantization}, "
+        f"{manifest.plan.conversion}"
+    )
+    typer.echo(f"device    {manifest.profile.name}: {_needs(bundle)}")
+    for note in manifest.plan.notes:
+        typer.echo(f"note      {note}")
+    if bundle.signed_by is not None:
+        typer.echo(f"signed    by key {bundle.signed_by}")
+        typer.echo(f"next      edgekit verify {bundle.path} --public-key KEY.pub")
+        return
+    typer.echo("signed    no: devices will not install it, and nobody can tell who made it")
+    typer.echo(
+        f"next      edgekit keygen --out KEY, then export again with --sign-key KEY.key; "
+        f"or sign it: minisign -S -s KEY.key -m {bundle.path}/manifest.json"
+    )
+
+
+def _needs(bundle: Bundle) -> str:
+    plan = bundle.manifest.plan
+    if plan.forecast is None:
+        return f"context {plan.serve.context_tokens}"
+    speed = plan.forecast.decode_tokens_per_s
+    expected = "" if speed is None else f", about {speed:.0f} tokens/s expected"
+    return (
+        f"context {plan.serve.context_tokens}, {plan.serve.slots} streams, "
+        f"{plan.forecast.total_bytes / 2**20:.0f} MiB{expected}"
+    )

@@ -1,0 +1,271 @@
+"""Makes a signed bundle of a student: plan, write, try, seal. All of it, or nothing at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Final
+
+from edgekit import __version__
+from edgekit.bundle.bundle import Bundle, seal
+from edgekit.bundle.manifest import (
+    ManifestFields,
+    PlanRecord,
+    ProfileRef,
+    SourceRecord,
+    format_utc,
+    release_number,
+)
+from edgekit.bundle.signing import SecretKey
+from edgekit.engine.probe import probe_model
+from edgekit.errors import ExportError
+from edgekit.facts import ModelFacts
+from edgekit.forecast import forecast
+from edgekit.gguf_header import model_facts, read_gguf_header, validate_model
+from edgekit.profiles import DeviceProfile, Format, profile_sha256
+from export.plan import ExportPlan, make_plan
+from export.quantize import quantize_gguf, require_llama_cpp
+from export.student import CheckpointStudent, GgufStudent, Progress, open_student
+from export.targets.gguf import write_float_gguf
+
+__all__ = ["export_bundle"]
+
+MODEL_NAME: Final = "model.gguf"
+LICENSE_NAME: Final = "LICENSE"
+_TOOLS: Final = ("gguf", "llama-cpp-python", "numpy")
+_COPY_BYTES: Final = 1 << 22
+
+
+def export_bundle(
+    model: Path,
+    profile: DeviceProfile,
+    out: Path,
+    *,
+    secret_key: SecretKey | None = None,
+    quantization: str | None = None,
+    format: Format | None = None,  # noqa: A002 (the word that profiles and manifests use)
+    name: str | None = None,
+    release: int | None = None,
+    allow_loss: bool = False,
+    memory_mib: int | None = None,
+    progress: Progress | None = None,
+    clock: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
+) -> Bundle:
+    """Export a student for a device into the new directory `out`.
+
+    The bundle is written to a temporary directory beside `out`, tried by loading it in a child process,
+    sealed, synced to disk and renamed. If anything fails, nothing is left.
+
+    Args:
+        model: a GGUF file, or the directory of a checkpoint.
+        secret_key: signs the bundle; None leaves it unsigned.
+        quantization, format: override the plan's choice.
+        name: what the model is called when served; None takes the student's name.
+        release: None takes the time.
+        allow_loss: permit quantizing weights that were quantized before.
+        memory_mib: the device's memory where the profile leaves it open.
+
+    Raises:
+        ExportError: `out` exists, the disk is full, or the result does not load.
+        PlanError: the model does not fit the device.
+        ModelFileError: the student is damaged or of an unknown kind.
+    """
+    _refuse_existing(out)
+    require_llama_cpp("trying the exported model")
+    student = open_student(model)
+    plan = make_plan(
+        student.facts, profile.resolved(memory_mib=memory_mib), quantization=quantization, format=format
+    )
+    _refuse_loss(plan, student.facts, allow_loss)
+    now = clock()
+    with _directory_that_appears_at(out) as directory:
+        _refuse_small_disk(directory, student, plan)
+        source = student.source(progress)
+        conversion = _write_model(student, plan, directory, progress)
+        if (text := student.license_text()) is not None:
+            (directory / LICENSE_NAME).write_text(text, encoding="utf-8")
+        if progress is not None:
+            progress("trying the model", 0, 1)
+        facts = _tried(directory / MODEL_NAME, name or _served_name(student))
+        fields = ManifestFields(
+            name=facts.name,
+            release=release_number(now) if release is None else release,
+            created_utc=format_utc(now),
+            runtime=plan.runtime,
+            format=plan.format,
+            entry=MODEL_NAME,
+            model=facts,
+            profile=ProfileRef(name=profile.name, sha256=profile_sha256(profile)),
+            plan=PlanRecord(
+                quantization=plan.quantization,
+                conversion=conversion,
+                serve=plan.serve,
+                forecast=forecast(facts, profile.resolved(memory_mib=memory_mib), plan.serve),
+                notes=plan.notes,
+            ),
+            source=source,
+            tools=_tool_versions(),
+        )
+        sealed = seal(directory, fields, secret_key, progress=_sealing(progress))
+        if conversion == "copied":
+            _check_copy(sealed, source)
+    return Bundle(out, sealed.manifest, sealed.digest, sealed.signed_by)
+
+
+def _refuse_existing(out: Path) -> None:
+    if os.path.lexists(out):
+        raise ExportError(
+            f"{out} exists already; a bundle is never overwritten",
+            hint="give another --out, or remove the directory first",
+        )
+
+
+def _refuse_loss(plan: ExportPlan, facts: ModelFacts, allow_loss: bool) -> None:
+    if plan.conversion == "requantize" and not allow_loss:
+        raise ExportError(
+            f"{facts.name} is {facts.quantization} already: making {plan.quantization} of it loses twice",
+            hint="export the float student instead, leave out --quantization to keep "
+            f"{facts.quantization}, or accept the loss with --allow-loss",
+        )
+
+
+@contextmanager
+def _directory_that_appears_at(out: Path) -> Iterator[Path]:
+    """A temporary directory beside `out` that gets its name at the end; an error removes it."""
+    made = _make_parents(out.absolute().parent)
+    temporary = None
+    try:
+        temporary = Path(
+            tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.absolute().parent)
+        )
+        temporary.chmod(0o755)
+        yield temporary
+        _refuse_existing(out)
+        temporary.rename(out)
+        _sync_directory(out.absolute().parent)
+    except BaseException as error:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        for parent in reversed(made):
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        if isinstance(error, OSError):
+            raise ExportError(f"{out}: cannot be written: {error.strerror or error}") from error
+        raise
+
+
+def _make_parents(directory: Path) -> list[Path]:
+    missing = []
+    while not directory.exists():
+        missing.append(directory)
+        directory = directory.parent
+    for parent in reversed(missing):
+        parent.mkdir(exist_ok=True)
+    return missing[::-1]
+
+
+def _refuse_small_disk(directory: Path, student: GgufStudent | CheckpointStudent, plan: ExportPlan) -> None:
+    """Before hours of work, not after. A checkpoint that is quantized is written as floats first."""
+    needed = plan.facts.weight_bytes
+    if isinstance(student, CheckpointStudent) and plan.conversion == "quantize":
+        needed += student.facts.weight_bytes
+    free = shutil.disk_usage(directory).free
+    if needed > free:
+        raise ExportError(
+            f"{directory.parent}: {free / 1e9:.1f} GB are free; this export needs {needed / 1e9:.1f} GB",
+            hint="free some, or give an --out on another disk",
+        )
+
+
+def _write_model(
+    student: GgufStudent | CheckpointStudent, plan: ExportPlan, directory: Path, progress: Progress | None
+) -> str:
+    """Write model.gguf and say how it came to be."""
+    target, own = directory / MODEL_NAME, student.facts.quantization
+    if isinstance(student, GgufStudent):
+        if plan.conversion == "keep":
+            _copy(student.path, target, progress)
+            return "copied"
+        quantize_gguf(
+            student.path,
+            target,
+            plan.quantization,
+            allow_requantize=plan.conversion == "requantize",
+            progress=progress,
+        )
+        return f"{plan.conversion.removesuffix('e')}ed from {own}"
+    if plan.conversion in ("keep", "convert"):
+        write_float_gguf(student, target, storage=plan.quantization, progress=progress)
+        return f"converted from safetensors, {own}"
+    floats = directory / "floats.gguf"
+    write_float_gguf(student, floats, progress=progress)
+    quantize_gguf(floats, target, plan.quantization, progress=progress)
+    floats.unlink()
+    return f"quantized from {own}"
+
+
+def _copy(source: Path, target: Path, progress: Progress | None) -> None:
+    done, total = 0, source.stat().st_size
+    with source.open("rb") as reader, target.open("wb") as writer:
+        while block := reader.read(_COPY_BYTES):
+            writer.write(block)
+            done += len(block)
+            if progress is not None:
+                progress("copying", done, total)
+
+
+def _check_copy(sealed: Bundle, source: SourceRecord) -> None:
+    copied = next(file.sha256 for file in sealed.manifest.files if file.path == MODEL_NAME)
+    if copied != source.sha256:
+        raise ExportError(
+            f"{source.name} changed while it was copied", hint="export it again once nothing writes to it"
+        )
+
+
+def _tried(path: Path, name: str) -> ModelFacts:
+    """Load what was written, as a device will, and say what it is."""
+    header = read_gguf_header(path)
+    validate_model(header)
+    probe_model(path)
+    return model_facts(header, name=name)
+
+
+def _served_name(student: GgufStudent | CheckpointStudent) -> str:
+    """SmolLM2-135M-Instruct.Q4_1.gguf is served as SmolLM2-135M-Instruct; a directory by its name."""
+    if isinstance(student, CheckpointStudent):
+        return student.path.resolve().name
+    stem = student.path.stem
+    for mark in (".", "-", "_"):
+        ending = f"{mark}{student.facts.quantization}"
+        if stem.lower().endswith(ending.lower()) and len(stem) > len(ending):
+            return stem[: -len(ending)]
+    return stem
+
+
+def _tool_versions() -> dict[str, str]:
+    tools = {"edgekit": __version__}
+    for name in _TOOLS:
+        with contextlib.suppress(PackageNotFoundError):
+            tools[name] = version(name)
+    return tools
+
+
+def _sealing(progress: Progress | None) -> Callable[[int, int], None] | None:
+    if progress is None:
+        return None
+    return lambda done, total: progress("sealing", done, total)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,187 @@
+"""Decides what a student becomes on a device: format, quantization, settings that fit its memory. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from edgekit.errors import PlanError
+from edgekit.facts import ModelFacts
+from edgekit.forecast import MIB, Forecast, forecast
+from edgekit.gguf_header.tensor_types import FLOAT_TYPES
+from edgekit.profiles import DeviceProfile, Format, Runtime, ServeSettings
+from export.quantization_mix import QUANTIZATIONS, quantized_facts
+
+__all__ = ["Conversion", "ExportPlan", "make_plan"]
+
+Conversion = Literal["keep", "convert", "quantize", "requantize"]
+"""keep: the student's own type. convert: from one float type to another. quantize: from float weights.
+requantize: from weights that were quantized before, which adds a second loss to the first."""
+
+LEAST_CONTEXT_TOKENS: Final = 1024
+"""Below this no R1 student finishes a thought: plans do not go there by themselves."""
+
+_RUNTIMES: Final[dict[Format, Runtime]] = {"gguf": "llama.cpp"}
+"""What can be written, and what runs it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportPlan:
+    """What will be exported. `facts` describe the artifact, `forecast` its needs on the device."""
+
+    format: Format
+    runtime: Runtime
+    quantization: str
+    conversion: Conversion
+    facts: ModelFacts
+    serve: ServeSettings
+    forecast: Forecast
+    notes: tuple[str, ...]
+
+
+def make_plan(
+    facts: ModelFacts,
+    profile: DeviceProfile,
+    *,
+    quantization: str | None = None,
+    format: Format | None = None,  # noqa: A002 (the word that profiles and manifests use)
+) -> ExportPlan:
+    """Choose a quantization and settings for a student on a device.
+
+    A student of float weights gets the first of the profile's quantizations that fits; a quantized one keeps
+    its own. Where the profile's settings do not fit, the KV cache is stored in q8_0, then the context halved.
+
+    Args:
+        quantization: take this one and no other.
+        format: "gguf"; None takes the first of the profile's formats that can be written.
+
+    Raises:
+        PlanError: nothing fits, or the choice is not known. The message names the nearest that fits.
+    """
+    chosen_format = _format(profile, format)
+    candidates, notes = _candidates(facts, profile, quantization)
+    for serve, changes in _settings(facts, profile.serve):
+        for candidate in candidates:
+            artifact = facts if candidate == facts.quantization else quantized_facts(facts, candidate)
+            needs = forecast(artifact, profile, serve)
+            if needs.fits is not False:
+                if needs.fits is None:
+                    notes = (*notes, "the device's memory is not known: nothing was checked against it")
+                return ExportPlan(
+                    format=chosen_format,
+                    runtime=_RUNTIMES[chosen_format],
+                    quantization=candidate,
+                    conversion=_conversion(facts.quantization, candidate),
+                    facts=artifact,
+                    serve=serve,
+                    forecast=needs,
+                    notes=(*notes, *changes),
+                )
+    raise _does_not_fit(facts, profile, candidates)
+
+
+def _format(profile: DeviceProfile, wanted: Format | None) -> Format:
+    if wanted is not None:
+        if wanted not in _RUNTIMES:
+            raise PlanError(f"format {wanted!r} cannot be exported; known are {', '.join(_RUNTIMES)}")
+        return wanted
+    for name in profile.formats:
+        if name in _RUNTIMES:
+            return name
+    raise PlanError(
+        f"profile {profile.name} wants {', '.join(profile.formats)}; known are {', '.join(_RUNTIMES)}",
+        hint="choose one with --format",
+    )
+
+
+def _candidates(
+    facts: ModelFacts, profile: DeviceProfile, wanted: str | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Quantizations to try in order, and what to say about them."""
+    own = facts.quantization
+    if wanted is not None:
+        if wanted != own and wanted not in QUANTIZATIONS:
+            raise PlanError(
+                f"quantization {wanted!r} cannot be exported", hint=f"known are {', '.join(QUANTIZATIONS)}"
+            )
+        notes = []
+        if _conversion(own, wanted) == "requantize":
+            notes.append(f"requantized from {own}: the loss of both quantizations adds up")
+        if wanted not in profile.quantizations:
+            notes.append(f"{wanted} is not among the quantizations that profile {profile.name} was tuned for")
+        return (wanted,), tuple(notes)
+    if own not in FLOAT_TYPES:
+        if own in profile.quantizations:
+            return (own,), ()
+        return (own,), (f"keeps {own}, which profile {profile.name} was not tuned for",)
+    known = tuple(name for name in profile.quantizations if name in QUANTIZATIONS)
+    if not known:
+        raise PlanError(
+            f"profile {profile.name} wants {', '.join(profile.quantizations)}, none of which can be exported",
+            hint=f"choose one of {', '.join(QUANTIZATIONS)} with --quantization",
+        )
+    return known, ()
+
+
+def _conversion(own: str, wanted: str) -> Conversion:
+    if own == wanted:
+        return "keep"
+    if own not in FLOAT_TYPES:
+        return "requantize"
+    return "convert" if wanted in FLOAT_TYPES else "quantize"
+
+
+def _settings(facts: ModelFacts, serve: ServeSettings) -> Iterator[tuple[ServeSettings, tuple[str, ...]]]:
+    """The profile's settings, then ever smaller ones, each with what was changed."""
+    changes: tuple[str, ...] = ()
+    trained = facts.context_train_tokens
+    if 0 < trained < serve.context_tokens:
+        changes = (f"context {trained} instead of {serve.context_tokens}: the model was trained for no more",)
+        serve = serve.model_copy(update={"context_tokens": trained})
+    yield serve, changes
+    if serve.kv_cells is not None and serve.kv_cells > serve.context_tokens:
+        changes = (*changes, f"KV cache of {serve.context_tokens} tokens instead of {serve.kv_cells}, to fit")
+        serve = serve.model_copy(update={"kv_cells": None})
+        yield serve, changes
+    if serve.kv_type in ("f16", "bf16", "f32") and serve.flash_attention is not False:
+        changes = (*changes, f"KV cache in q8_0 instead of {serve.kv_type}, to fit")
+        serve = serve.model_copy(update={"kv_type": "q8_0"})
+        yield serve, changes
+    full = serve.context_tokens
+    while serve.context_tokens > LEAST_CONTEXT_TOKENS:
+        smaller = max(LEAST_CONTEXT_TOKENS, serve.context_tokens // 2)
+        serve = serve.model_copy(update={"context_tokens": smaller, "kv_cells": None})
+        yield serve, (*changes, f"context {smaller} instead of {full}, to fit")
+
+
+def _does_not_fit(facts: ModelFacts, profile: DeviceProfile, tried: tuple[str, ...]) -> PlanError:
+    """The error, with the nearest thing that fits."""
+    *_, (least, _) = _settings(facts, profile.serve)
+    sizes = {name: forecast(_as(facts, name), profile, least) for name in (*tried, *QUANTIZATIONS)}
+    smallest = min((sizes[name] for name in tried), key=lambda needs: needs.total_bytes)
+    available = smallest.available_bytes or 0
+    message = (
+        f"{facts.name} does not fit {profile.name}: as {', '.join(tried)} it needs at least "
+        f"{smallest.total_bytes / MIB:.0f} MiB with a context of {least.context_tokens}; "
+        f"{available / MIB:.0f} MiB are available"
+    )
+    fitting = next((name for name in QUANTIZATIONS if sizes[name].fits), None)
+    if fitting is not None:
+        lossy = (
+            " --allow-loss, or better export the float student"
+            if facts.quantization not in FLOAT_TYPES
+            else ""
+        )
+        return PlanError(message, hint=f"the nearest that fits: --quantization {fitting}{lossy}")
+    weights = _as(facts, "Q4_0").weight_bytes
+    room = available - (sizes["Q4_0"].total_bytes - weights)
+    billions = max(0.0, facts.parameters * room / weights / 1e9)
+    return PlanError(
+        message,
+        hint=f"no quantization of it fits; a model of up to {billions:.1f} billion weights in Q4_0 does",
+    )
+
+
+def _as(facts: ModelFacts, quantization: str) -> ModelFacts:
+    return facts if quantization == facts.quantization else quantized_facts(facts, quantization)

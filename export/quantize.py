@@ -1,0 +1,92 @@
+"""Quantizes a GGUF file with llama.cpp's own quantizer, in a child process."""
+
+from __future__ import annotations
+
+import importlib.util
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import IO
+
+from edgekit.errors import ExportError, MissingExtraError
+from edgekit.gguf_header.tensor_types import FILE_TYPES
+from export.student.base import Progress
+
+__all__ = ["quantize_gguf", "require_llama_cpp"]
+
+
+def require_llama_cpp(feature: str) -> None:
+    """Raise MissingExtraError if llama-cpp-python is not installed."""
+    if importlib.util.find_spec("llama_cpp") is None:
+        raise MissingExtraError("llama-cpp-python", extra="llama", feature=feature)
+
+
+def quantize_gguf(
+    source: Path,
+    target: Path,
+    quantization: str,
+    *,
+    threads: int = 0,
+    allow_requantize: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """Write `target` with the tensors of `source` quantized.
+
+    Args:
+        quantization: file type as llama-quantize spells it, e.g. "Q4_K_M".
+        threads: 0 lets llama.cpp choose.
+        allow_requantize: take quantized tensors as input, too.
+
+    Raises:
+        MissingExtraError: llama-cpp-python is not installed.
+        ExportError: the quantizer refused or died. A part of the file may be left at `target`.
+    """
+    require_llama_cpp(f"quantizing to {quantization}")
+    numbers = {name: number for number, name in FILE_TYPES.items()}
+    arguments = [
+        str(source),
+        str(target),
+        str(numbers[quantization]),
+        str(threads),
+        str(int(allow_requantize)),
+    ]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "export.quantize_worker", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    )
+    assert child.stdout is not None and child.stderr is not None
+    said: list[str] = []
+    listener = threading.Thread(target=_collect, args=(child.stderr, said), daemon=True)
+    listener.start()
+    try:
+        for line in child.stdout:
+            done, _, total = line.partition(" ")
+            if progress is not None and done.isdigit():
+                progress(f"quantizing to {quantization}", int(done), int(total))
+        status = child.wait()
+    finally:
+        # On an interrupt the child must not go on writing into a directory that is being removed.
+        child.kill()
+        child.wait()
+        listener.join()
+        child.stdout.close()
+        child.stderr.close()
+    if status:
+        raise ExportError(f"{source.name} cannot be quantized to {quantization}: {_reason(status, said)}")
+
+
+def _collect(stream: IO[str], lines: list[str]) -> None:
+    lines.extend(line.strip() for line in stream if line.strip())
+
+
+def _reason(status: int, said: list[str]) -> str:
+    last = said[-1] if said else "it said nothing"
+    if status < 0:
+        return f"llama.cpp's quantizer died of {signal.Signals(-status).name}: {last}"
+    return last
