@@ -199,7 +199,8 @@ def manifest_bytes(manifest: Manifest) -> bytes:
         ManifestError: `proof` has something that JSON cannot say.
     """
     try:
-        document = manifest.model_dump(mode="json")
+        # Not mode="json", which would turn a NaN of `proof` into null.
+        document = manifest.model_dump()
         text = json.dumps(document, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
         return f"{text}\n".encode()
     except (ValueError, TypeError) as error:
