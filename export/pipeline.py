@@ -31,8 +31,9 @@ from edgekit.forecast import forecast
 from edgekit.gguf_header import model_facts, read_gguf_header, validate_model
 from edgekit.profiles import DeviceProfile, Format, profile_sha256
 from export.plan import ExportPlan, make_plan
+from export.progress import Progress, silent
 from export.quantize import quantize_gguf, require_llama_cpp
-from export.student import CheckpointStudent, GgufStudent, Progress, open_student
+from export.student import CheckpointStudent, GgufStudent, open_student
 from export.targets.gguf import write_float_gguf
 
 __all__ = ["export_bundle"]
@@ -55,7 +56,7 @@ def export_bundle(
     release: int | None = None,
     allow_loss: bool = False,
     memory_mib: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     clock: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
 ) -> Bundle:
     """Export a student for a device into the new directory `out`.
@@ -91,9 +92,9 @@ def export_bundle(
         conversion = _write_model(student, plan, directory, progress)
         if (text := student.license_text()) is not None:
             (directory / LICENSE_NAME).write_text(text, encoding="utf-8")
-        if progress is not None:
-            progress("trying the model", 0, 1)
+        progress("trying the model", 0, None)
         facts = _tried(directory / MODEL_NAME, name or _served_name(student))
+        progress("trying the model", 1, 1)
         fields = ManifestFields(
             name=facts.name,
             release=release_number(now) if release is None else release,
@@ -113,7 +114,9 @@ def export_bundle(
             source=source,
             tools=_tool_versions(),
         )
-        sealed = seal(directory, fields, secret_key, progress=_sealing(progress))
+        sealed = seal(
+            directory, fields, secret_key, progress=lambda done, total: progress("sealing", done, total)
+        )
         if conversion == "copied":
             _check_copy(sealed, source)
     return Bundle(out, sealed.manifest, sealed.digest, sealed.signed_by)
@@ -185,7 +188,7 @@ def _refuse_small_disk(directory: Path, student: GgufStudent | CheckpointStudent
 
 
 def _write_model(
-    student: GgufStudent | CheckpointStudent, plan: ExportPlan, directory: Path, progress: Progress | None
+    student: GgufStudent | CheckpointStudent, plan: ExportPlan, directory: Path, progress: Progress
 ) -> str:
     """Write model.gguf and say how it came to be."""
     target, own = directory / MODEL_NAME, student.facts.quantization
@@ -211,14 +214,13 @@ def _write_model(
     return f"quantized from {own}"
 
 
-def _copy(source: Path, target: Path, progress: Progress | None) -> None:
+def _copy(source: Path, target: Path, progress: Progress) -> None:
     done, total = 0, source.stat().st_size
     with source.open("rb") as reader, target.open("wb") as writer:
         while block := reader.read(_COPY_BYTES):
             writer.write(block)
             done += len(block)
-            if progress is not None:
-                progress("copying", done, total)
+            progress("copying", done, total)
 
 
 def _check_copy(sealed: Bundle, source: SourceRecord) -> None:
@@ -255,12 +257,6 @@ def _tool_versions() -> dict[str, str]:
         with contextlib.suppress(PackageNotFoundError):
             tools[name] = version(name)
     return tools
-
-
-def _sealing(progress: Progress | None) -> Callable[[int, int], None] | None:
-    if progress is None:
-        return None
-    return lambda done, total: progress("sealing", done, total)
 
 
 def _sync_directory(path: Path) -> None:

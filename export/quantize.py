@@ -12,7 +12,7 @@ from typing import IO
 
 from edgekit.errors import ExportError, MissingExtraError
 from edgekit.gguf_header.tensor_types import FILE_TYPES
-from export.student.base import Progress
+from export.progress import Progress, silent
 
 __all__ = ["quantize_gguf", "require_llama_cpp"]
 
@@ -30,7 +30,7 @@ def quantize_gguf(
     *,
     threads: int = 0,
     allow_requantize: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> None:
     """Write `target` with the tensors of `source` quantized.
 
@@ -67,7 +67,7 @@ def quantize_gguf(
     try:
         for line in child.stdout:
             done, _, total = line.partition(" ")
-            if progress is not None and done.isdigit():
+            if done.isdigit():
                 progress(f"quantizing to {quantization}", int(done), int(total))
         status = child.wait()
     finally:

@@ -48,27 +48,26 @@ def export(
     """Export MODEL for a device into a bundle: planned, quantized, tried, hashed and signed."""
     from edgekit.profiles import load_profile
     from export.cli.plan import known_format, memory_mib_for
-    from export.cli.progress import shown_progress
     from export.pipeline import export_bundle
+    from export.progress import silent, stream_progress
 
     # Ended by a service manager, the export must clean up as on Ctrl-C.
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         device = load_profile(profile)
-        with shown_progress(quiet=as_json) as progress:
-            bundle = export_bundle(
-                model,
-                device,
-                out,
-                secret_key=_secret_key(sign_key, password_file),
-                quantization=quantization,
-                format=known_format(export_format),
-                name=name,
-                release=release,
-                allow_loss=allow_loss,
-                memory_mib=memory_mib_for(device),
-                progress=progress,
-            )
+        bundle = export_bundle(
+            model,
+            device,
+            out,
+            secret_key=_secret_key(sign_key, password_file),
+            quantization=quantization,
+            format=known_format(export_format),
+            name=name,
+            release=release,
+            allow_loss=allow_loss,
+            memory_mib=memory_mib_for(device),
+            progress=silent if as_json else stream_progress(),
+        )
     except EdgekitError as error:
         if not as_json:
             raise

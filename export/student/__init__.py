@@ -12,11 +12,11 @@ try:
 except ImportError as error:
     raise MissingExtraError("numpy", extra="export", feature="reading a student") from error
 
-from export.student.base import Progress, Student, StudentTensor
+from export.student.base import Student, StudentTensor
 from export.student.gguf_file import GgufStudent, open_gguf
 from export.student.safetensors_dir import CheckpointStudent, open_checkpoint
 
-__all__ = ["CheckpointStudent", "GgufStudent", "Progress", "Student", "StudentTensor", "open_student"]
+__all__ = ["CheckpointStudent", "GgufStudent", "Student", "StudentTensor", "open_student"]
 
 
 def open_student(path: Path) -> GgufStudent | CheckpointStudent:

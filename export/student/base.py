@@ -12,13 +12,11 @@ from numpy.typing import NDArray
 
 from edgekit.bundle.manifest import SourceRecord
 from edgekit.facts import ModelFacts
+from export.progress import Progress, silent
 
-__all__ = ["Array", "Progress", "Student", "StudentTensor", "as_float32", "first_non_finite"]
+__all__ = ["Array", "Student", "StudentTensor", "as_float32", "first_non_finite"]
 
 Array = NDArray[Any]
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +54,7 @@ class Student(Protocol):
     def tensors(self) -> Iterator[StudentTensor]:
         """All weights, in the order of the files, under the names that the files give them."""
 
-    def source(self, progress: Progress | None = None) -> SourceRecord:
+    def source(self, progress: Progress = silent) -> SourceRecord:
         """Where the student comes from. Reads all its files once, for their checksum."""
 
     def license_text(self) -> str | None:

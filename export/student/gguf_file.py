@@ -11,7 +11,8 @@ import numpy as np
 from edgekit.bundle.manifest import SourceRecord
 from edgekit.facts import ModelFacts
 from edgekit.gguf_header import GgufHeader, TensorInfo, model_facts, read_gguf_header, validate_model
-from export.student.base import Array, Progress, StudentTensor
+from export.progress import Progress, silent
+from export.student.base import Array, StudentTensor
 from export.student.provenance import file_sha256
 
 __all__ = ["GgufStudent", "open_gguf"]
@@ -36,7 +37,7 @@ class GgufStudent:
         for info in self.header.tensors:
             yield self._tensor(info)
 
-    def source(self, progress: Progress | None = None) -> SourceRecord:
+    def source(self, progress: Progress = silent) -> SourceRecord:
         return SourceRecord(
             name=self.path.name,
             kind="gguf",

@@ -11,7 +11,7 @@ from typing import Any, Final
 import yaml
 
 from edgekit.errors import ModelFileError
-from export.student.base import Progress
+from export.progress import Progress, silent
 
 __all__ = ["file_sha256", "files_sha256", "find_license_text", "find_revision", "read_model_card"]
 
@@ -20,25 +20,32 @@ _MAX_LICENSE_BYTES: Final = 1 << 20
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
 
-def file_sha256(path: Path, progress: Progress | None = None) -> str:
+def file_sha256(path: Path, progress: Progress = silent) -> str:
     """Hex sha256 of one file."""
-    digest = hashlib.sha256()
-    done, total = 0, path.stat().st_size
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-            done += len(block)
-            if progress is not None:
-                progress(f"checksum of {path.name}", done, total)
-    return digest.hexdigest()
+    return _sha256s([path], progress)[0]
 
 
-def files_sha256(files: Iterable[Path], progress: Progress | None = None) -> str:
+def files_sha256(files: Iterable[Path], progress: Progress = silent) -> str:
     """One hex sha256 for several files: of what `sha256sum` prints for them, sorted by name."""
+    paths = sorted(files, key=lambda path: path.name)
     lines = [
-        f"{file_sha256(path, progress)}  {path.name}\n" for path in sorted(files, key=lambda path: path.name)
+        f"{digest}  {path.name}\n" for path, digest in zip(paths, _sha256s(paths, progress), strict=True)
     ]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _sha256s(paths: list[Path], progress: Progress) -> list[str]:
+    done, total = 0, sum(path.stat().st_size for path in paths)
+    digests = []
+    for path in paths:
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK_BYTES):
+                digest.update(block)
+                done += len(block)
+                progress("checksum of the student", done, total)
+        digests.append(digest.hexdigest())
+    return digests
 
 
 def find_revision(directory: Path) -> str | None:

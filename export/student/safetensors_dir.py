@@ -11,7 +11,8 @@ from typing import Final
 from edgekit.bundle.manifest import SourceRecord
 from edgekit.errors import ModelFileError
 from edgekit.facts import ModelFacts
-from export.student.base import Progress, StudentTensor
+from export.progress import Progress, silent
+from export.student.base import StudentTensor
 from export.student.config import CheckpointConfig, read_config, read_json
 from export.student.provenance import files_sha256, find_license_text, find_revision, read_model_card
 from export.student.safetensors_file import open_safetensors
@@ -71,7 +72,7 @@ class CheckpointStudent:
     def tensors(self) -> Iterator[StudentTensor]:
         yield from self._tensors.values()
 
-    def source(self, progress: Progress | None = None) -> SourceRecord:
+    def source(self, progress: Progress = silent) -> SourceRecord:
         files = [*self.path.glob("*.safetensors"), *self.path.glob("*.json"), *self.path.glob("*.jinja")]
         return SourceRecord(
             name=self.path.resolve().name,

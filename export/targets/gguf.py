@@ -20,7 +20,8 @@ from typing import Any, Final
 import numpy as np
 
 from edgekit.errors import ExportError, MissingExtraError, ModelFileError
-from export.student.base import Array, Progress, StudentTensor, as_float32, first_non_finite
+from export.progress import Progress, silent
+from export.student.base import Array, StudentTensor, as_float32, first_non_finite
 from export.student.safetensors_dir import CheckpointStudent
 from export.targets.gguf_metadata import add_metadata, add_rope, add_tokenizer
 
@@ -76,7 +77,7 @@ class _Planned:
 
 
 def write_float_gguf(
-    student: CheckpointStudent, path: Path, *, storage: str | None = None, progress: Progress | None = None
+    student: CheckpointStudent, path: Path, *, storage: str | None = None, progress: Progress = silent
 ) -> None:
     """Write a checkpoint's weights, hyperparameters and tokenizer to one GGUF file.
 
@@ -172,7 +173,7 @@ def _plan(student: CheckpointStudent, tensor: StudentTensor, storage: str) -> _P
     return _Planned(name=name, storage="F32" if is_vector else storage, source=tensor, heads=heads)
 
 
-def _written(planned: list[_Planned], progress: Progress | None) -> Iterator[Array]:
+def _written(planned: list[_Planned], progress: Progress) -> Iterator[Array]:
     done, total = 0, sum(item.size_bytes for item in planned)
     for item in planned:
         values = item.source.read()
@@ -181,8 +182,7 @@ def _written(planned: list[_Planned], progress: Progress | None) -> Iterator[Arr
             values = _pairs_side_by_side(values, item.heads)
         yield _converted(item, values)
         done += item.size_bytes
-        if progress is not None:
-            progress("writing tensors", done, total)
+        progress("writing tensors", done, total)
 
 
 def _pairs_side_by_side(rows: Array, heads: int) -> Array:
