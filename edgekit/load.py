@@ -1,0 +1,176 @@
+"""Load on an OpenAI-style server: closed-loop streams, and what they see.
+
+Each stream is a thread with a plain connection of the standard library, so that the client costs little of
+the machine that it may share with the server.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import statistics
+import threading
+import time
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from edgekit.errors import EdgekitError, UsageError
+
+__all__ = ["Figures", "Load", "compare", "measure"]
+
+_TIMEOUT_S = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What to ask of a server.
+
+    `prompt` may hold one `%d`, which gets a number of its own in each request, so that no two are alike.
+    `logit_bias` can forbid the end of the turn, for answers of equal length.
+    """
+
+    streams: int = 1
+    requests_per_stream: int = 3
+    max_tokens: int = 128
+    prompt: str = "Write a long story about the number %d."
+    model: str | None = None
+    logit_bias: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What a load saw. Gaps are the times between the events of one stream."""
+
+    streams: int
+    requests: int
+    tokens: int
+    seconds: float
+    tokens_per_s: float
+    """All streams together, prefill included."""
+    ttft_p50_ms: float
+    ttft_p95_ms: float
+    gap_p50_ms: float
+    gap_p95_ms: float
+    gap_p99_ms: float
+
+
+@dataclass(slots=True)
+class _Seen:
+    tokens: int = 0
+    ttft_s: list[float] = field(default_factory=list)
+    gap_s: list[float] = field(default_factory=list)
+
+
+def measure(url: str, load: Load) -> Figures:
+    """Put a load on a server and wait until it has answered all of it.
+
+    Raises:
+        UsageError: the URL is not an http URL.
+        EdgekitError: the server cannot be reached, or answers with an error.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "http" or parts.hostname is None:
+        raise UsageError(f"{url}: not an http:// URL", hint="give e.g. http://127.0.0.1:8080")
+    failures: list[BaseException] = []
+    seen = [_Seen() for _ in range(load.streams)]
+
+    def run(index: int) -> None:
+        try:
+            for turn in range(load.requests_per_stream):
+                _ask(
+                    parts.hostname or "", parts.port or 80, load, 1 + index + turn * load.streams, seen[index]
+                )
+        except (OSError, http.client.HTTPException, EdgekitError) as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(load.streams)]
+    begun = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    seconds = time.perf_counter() - begun
+    if failures:
+        first = failures[0]
+        if isinstance(first, EdgekitError):
+            raise first
+        raise EdgekitError(f"{url}: {first}", hint="is the server running?") from first
+    tokens = sum(one.tokens for one in seen)
+    ttft = [value for one in seen for value in one.ttft_s]
+    gaps = [value for one in seen for value in one.gap_s]
+    return Figures(
+        streams=load.streams,
+        requests=load.streams * load.requests_per_stream,
+        tokens=tokens,
+        seconds=seconds,
+        tokens_per_s=tokens / seconds,
+        ttft_p50_ms=_percentile(ttft, 50),
+        ttft_p95_ms=_percentile(ttft, 95),
+        gap_p50_ms=_percentile(gaps, 50),
+        gap_p95_ms=_percentile(gaps, 95),
+        gap_p99_ms=_percentile(gaps, 99),
+    )
+
+
+def compare(ours: Figures, theirs: Figures) -> str:
+    """The ratios of two measurements, in words."""
+    return (
+        f"ratio: tok/s {ours.tokens_per_s / theirs.tokens_per_s:.2f}, "
+        f"TTFT p50 {ours.ttft_p50_ms / theirs.ttft_p50_ms:.2f}, "
+        f"gap p95 {ours.gap_p95_ms / theirs.gap_p95_ms:.2f}"
+    )
+
+
+def _ask(host: str, port: int, load: Load, number: int, seen: _Seen) -> None:
+    prompt = load.prompt % number if "%d" in load.prompt else load.prompt
+    body = {
+        "messages": [{"role": "user", "content": prompt}],
+        "max_tokens": load.max_tokens,
+        "temperature": 0.6,
+        "top_p": 0.95,
+        "top_k": 40,
+        "seed": number,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        **({"model": load.model} if load.model is not None else {}),
+        **({"logit_bias": load.logit_bias} if load.logit_bias else {}),
+    }
+    connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
+    try:
+        begun = last = time.perf_counter()
+        connection.request(
+            "POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"}
+        )
+        response = connection.getresponse()
+        if response.status != 200:
+            said = response.read(2000).decode("utf-8", "replace")
+            raise EdgekitError(f"the server answers {response.status}: {said}")
+        first = True
+        while line := response.readline():
+            if not line.startswith(b"data: {"):
+                continue
+            now = time.perf_counter()
+            # Parsed only as far as needed: the client must not compete with the server.
+            if b'"usage"' in line and b'"total_tokens"' in line:
+                usage = json.loads(line[6:]).get("usage")
+                seen.tokens += usage["completion_tokens"] if usage else 0
+            elif b'"content":"' in line or b'"content": "' in line or b'"reasoning_content"' in line:
+                if b'"content": ""' in line or b'"content":""' in line:
+                    continue
+                if first:
+                    seen.ttft_s.append(now - begun)
+                    first = False
+                else:
+                    seen.gap_s.append(now - last)
+                last = now
+    finally:
+        connection.close()
+
+
+def _percentile(values: list[float], percent: int) -> float:
+    """In milliseconds; NaN when nothing was seen."""
+    if not values:
+        return float("nan")
+    if len(values) == 1:
+        return values[0] * 1e3
+    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1] * 1e3
