@@ -189,7 +189,9 @@ def parse_signature(content: bytes) -> Signature:
     )
 
 
-def find_public_key(option: str | None, environ: Mapping[str, str], root: Path) -> PublicKey | None:
+def find_public_key(
+    option: str | None, environ: Mapping[str, str], root: Path = Path("/")
+) -> PublicKey | None:
     """The key to trust: `option`, else $EDGEKIT_PUBLIC_KEY, else etc/edgekit/edgekit.pub below `root`.
 
     The first two are a path or the base64 string itself. None when there is none of the three; one that

@@ -60,7 +60,7 @@ def _verify(
 
     if integrity_only and option is not None:
         raise UsageError("--integrity-only does not look at the signature; leave out --public-key")
-    key = None if integrity_only else find_public_key(option, os.environ, Path("/"))
+    key = None if integrity_only else find_public_key(option, os.environ)
     with _progress_bar(shown=not quiet and sys.stderr.isatty()) as progress:
         bundle = verify_bundle(path, key, progress=progress)
     document.update(_facts(bundle))
