@@ -67,9 +67,10 @@ def _verify(
     if not quiet:
         signed = "signature not checked" if bundle.signed_by is None else f"signed by {bundle.signed_by}"
         size_mib = bundle.manifest.size_bytes / 2**20
+        count = len(bundle.manifest.files)
         typer.echo(
             f"{bundle.manifest.name} release {bundle.manifest.release}:"
-            f" {len(bundle.manifest.files)} files, {size_mib:.1f} MiB intact; {signed}"
+            f" {count} file{'' if count == 1 else 's'}, {size_mib:.1f} MiB intact; {signed}"
         )
     if key is None and not integrity_only:
         raise SignatureError(
