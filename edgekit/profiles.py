@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -21,7 +23,6 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    field_validator,
     model_validator,
 )
 
@@ -44,6 +45,7 @@ __all__ = [
     "profile_names",
     "profile_sha256",
     "profiles_directory",
+    "resolve_host",
 ]
 
 Runtime = Literal["llama.cpp", "onnxruntime", "vllm"]
@@ -189,21 +191,19 @@ class Compute(_Section):
     """Fixed cost of one decode step: launching kernels, sampling. Added to the time that reading takes."""
 
 
+def _cmake_option(name: str) -> str:
+    if not name.startswith(("GGML_", "LLAMA_", "CMAKE_")):
+        raise ValueError("not an option of llama.cpp; they start with GGML_, LLAMA_ or CMAKE_")
+    return name
+
+
 class Build(_Section):
     """How llama.cpp is built for the device."""
 
     probe_isa: bool = False
     """Find the CPU's flags on the build host by executing them; `cmake` holds what is fixed."""
-    cmake: Mapping[str, bool | int | str]
+    cmake: Mapping[Annotated[str, AfterValidator(_cmake_option)], bool | int | str]
     """CMake cache entries."""
-
-    @field_validator("cmake")
-    @classmethod
-    def _names(cls, cmake: Mapping[str, bool | int | str]) -> Mapping[str, bool | int | str]:
-        for name in cmake:
-            if not name.startswith(("GGML_", "LLAMA_", "CMAKE_")):
-                raise key_error(name, "not an option of llama.cpp; they start with GGML_, LLAMA_ or CMAKE_")
-        return cmake
 
 
 class Power(_Section):
@@ -215,6 +215,13 @@ class Power(_Section):
     governor: str | None = None
     """cpufreq governor."""
     limit_w: PositiveFloat | None = None
+
+
+def _quantization(name: str) -> str:
+    if name not in QUANTIZATIONS:
+        guess = nearest(name, QUANTIZATIONS)
+        raise ValueError(f"'{name}' is not known here" + (f"; did you mean '{guess}'?" if guess else ""))
+    return name
 
 
 class DeviceProfile(_Section):
@@ -229,21 +236,11 @@ class DeviceProfile(_Section):
     runtime: Runtime
     formats: Annotated[tuple[Format, ...], Field(min_length=1)]
     """Preferred first."""
-    quantizations: Annotated[tuple[str, ...], Field(min_length=1)]
+    quantizations: Annotated[tuple[Annotated[str, AfterValidator(_quantization)], ...], Field(min_length=1)]
     """Preferred first; the first that fits is taken."""
     build: Build
     serve: ServeSettings
     power: Power | None
-
-    @field_validator("quantizations")
-    @classmethod
-    def _known(cls, quantizations: tuple[str, ...]) -> tuple[str, ...]:
-        for name in quantizations:
-            if name not in QUANTIZATIONS:
-                guess = nearest(name, QUANTIZATIONS)
-                hint = f"; did you mean '{guess}'?" if guess else ""
-                raise ValueError(f"unknown quantization '{name}'{hint}")
-        return quantizations
 
     def resolved(
         self,
@@ -278,6 +275,20 @@ class DeviceProfile(_Section):
         threads = cpu.cores if self.serve.threads is None else self.serve.threads
         serve = self.serve.model_copy(update={"threads": threads})
         return self.model_copy(update={"cpu": cpu, "memory": memory, "serve": serve})
+
+
+def resolve_host(profile: DeviceProfile) -> DeviceProfile:
+    """The profile with what it leaves open read from this machine: physical cores, memory, architecture."""
+    import platform
+
+    import psutil
+
+    machines: dict[str, Literal["aarch64", "x86_64"]] = {"aarch64": "aarch64", "x86_64": "x86_64"}
+    return profile.resolved(
+        cores=psutil.cpu_count(logical=False) or os.cpu_count(),
+        memory_mib=psutil.virtual_memory().total // (1024 * 1024),
+        architecture=machines.get(platform.machine()),
+    )
 
 
 def profiles_directory() -> Path:

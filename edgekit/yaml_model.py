@@ -27,6 +27,7 @@ _UNIT_SUFFIX: Final = re.compile(
     r"_(?:(?P<size>bytes|[kmgt]i?b)|(?P<bandwidth>[kmgt]i?b_?(?:per_s|s|ps)|gbps|mbps)|(?P<time>[mun]?s|minutes))$"
 )
 _QUANTITY: Final = re.compile(r"\s*(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>[A-Za-z/]+)\s*")
+_UNION_MEMBERS: Final = frozenset({"bool", "int", "str"})
 _MIB_PER_UNIT: Final = MappingProxyType({"MiB": 1.0, "GiB": 1024.0, "TiB": 1024.0**2, "KiB": 1 / 1024})
 
 
@@ -66,7 +67,9 @@ def parse_yaml_model(text: str, model: type[Model], *, source: str, error: type[
         reported = {problem.path for problem in problems}
         for problem in _explain(caught, document, model):
             # One message a key: a union reports each of its members, and a trap is a wrong type as well.
-            if problem.path not in reported:
+            # A list that lost all its items to their own problems is not empty in the file.
+            echo = any(path[: len(problem.path)] == problem.path for path in reported)
+            if not echo:
                 reported.add(problem.path)
                 problems.append(problem)
     if problems or parsed is None:
@@ -81,16 +84,18 @@ def _explain(caught: ValidationError, document: Document, model: type[BaseModel]
         if detail["type"] == "extra_forbidden":
             yield Problem(document.line(path), path, _unknown_key(path, detail["input"], model))
         elif detail["type"] == "missing":
-            yield Problem(document.line(path), path, "missing; every profile states it")
+            yield Problem(document.line(path), path, "missing")
         elif detail["type"] == _KEY_ERROR:
             context = detail["ctx"]
             here = (*path, str(context["key"]))
             yield Problem(document.line(here), here, str(context["what"]))
         else:
-            # pydantic appends the member of a union to the path: keep what the file has.
+            # pydantic appends the member of a union, or "[key]", to the path: keep what the file has.
+            member = None
             while path and path not in document.lines:
-                path = path[:-1]
-            yield Problem(document.line(path), path, _wrong_value(path, detail))
+                member, path = path[-1], path[:-1]
+            what = _wrong_member(detail) if member in _UNION_MEMBERS else _wrong_value(path, detail)
+            yield Problem(document.line(path), path, what)
 
 
 def _unknown_key(path: KeyPath, value: object, model: type[BaseModel]) -> str:
@@ -128,6 +133,12 @@ def _same_quantity(key: str, choices: Iterable[str]) -> str | None:
     return stems[close] if close else None
 
 
+def _wrong_member(detail: ErrorDetails) -> str:
+    value = detail["input"]
+    hint = f'; quote it: "{json.dumps(value)}"' if isinstance(value, float) else ""
+    return f"expected text, a whole number, or true or false, got {_describe(value)}{hint}"
+
+
 def _wrong_value(path: KeyPath, detail: ErrorDetails) -> str:
     value, kind = detail["input"], detail["type"]
     given = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else _describe(value)
@@ -149,7 +160,11 @@ def _wrong_value(path: KeyPath, detail: ErrorDetails) -> str:
         return f"expected a list, got {given}; write [{value}]" if value is not None else "expected a list"
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         return f"expected a section of keys, got {given}"
-    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if kind == "too_short":
+        return "expected at least one item"
+    if kind == "value_error":
+        return detail["msg"].removeprefix("Value error, ")
+    message = detail["msg"].removeprefix("Input ").removeprefix("String ")
     return f"{message}, got {given}" if isinstance(value, str | int | float) else message
 
 
