@@ -1,0 +1,1 @@
+"""The desk's side: what the devices of a fleet tell."""
