@@ -93,7 +93,6 @@ def build_wheel(
     key = build_key(flag_sets[0].arguments, release)
     final = cache / "wheels" / key
     log(f"llama-cpp-python {release.version}, flags: {flag_sets[0].name}; {flag_sets[0].why}")
-    log(f"cmake options: {' '.join(flag_sets[0].arguments)}")
     with locked(
         cache / "wheels" / f"{key}.lock", on_wait=lambda: log("another process builds it; waiting for that")
     ):
@@ -101,6 +100,7 @@ def build_wheel(
         if built is not None:
             log(f"from the cache, built {built.record['built_utc']}: {built.path}")
             return built
+        log(f"cmake options: {' '.join(flag_sets[0].arguments)}")
         archive = fetch_source_archive(cache, release, progress)
         with tempfile.TemporaryDirectory(prefix=f".{key}-", dir=cache / "wheels") as temporary:
             staged = Path(temporary, "build")

@@ -1,0 +1,33 @@
+"""A fresh virtual environment with edgekit's wheel and its base dependencies, as a desk would install it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """edgekit's wheel, built from this checkout."""
+    directory = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(directory), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    (path,) = directory.glob("edgekit-*.whl")
+    return path
+
+
+@pytest.fixture(scope="session")
+def fresh_bin(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """bin/ of a virtual environment that has the wheel without extras."""
+    directory = tmp_path_factory.mktemp("fresh")
+    venv.create(directory, with_pip=True)
+    binaries = directory / "bin"
+    install = [str(binaries / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    subprocess.run([*install, str(wheel)], check=True)
+    return binaries
