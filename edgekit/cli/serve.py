@@ -19,6 +19,10 @@ def serve(
     public_key: Annotated[
         str | None, typer.Option(help="Minisign public key, or its file; the bundle must be signed with it.")
     ] = None,
+    integrity_only: Annotated[
+        bool,
+        typer.Option("--integrity-only", help="Serve without a public key: checks hashes, not who signed."),
+    ] = False,
     api_key_file: Annotated[
         Path | None, typer.Option(help="File with one API key a line. Needed to listen beyond this machine.")
     ] = None,
@@ -41,16 +45,19 @@ def serve(
 
     from edgekit.bundle.bundle import verify_bundle
     from edgekit.bundle.signing import find_public_key
+    from edgekit.errors import SignatureError
     from edgekit.server.access import ApiKeys
     from edgekit.server.run import Reporting, run_server
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     key = find_public_key(public_key, os.environ)
-    verified = verify_bundle(bundle, key)
-    if key is None:
-        logging.getLogger(__name__).warning(
-            "the bundle's files match its manifest; its signature was not checked: no public key is given"
+    if key is None and not integrity_only:
+        raise SignatureError(
+            f"{bundle}: the signature cannot be checked: no public key is known",
+            hint="give --public-key KEY.pub, put the key in /etc/edgekit/edgekit.pub, or accept that with "
+            "--integrity-only",
         )
+    verified = verify_bundle(bundle, key)
     given = {"threads": threads, "context_tokens": context, "slots": slots}
     settings = verified.manifest.plan.serve.model_copy(
         update={name: value for name, value in given.items() if value is not None}

@@ -129,6 +129,7 @@ class ThreadPool:
         self._native.llama_attach_threadpool.restype = None
         params = _ThreadPoolParams()
         self._native.ggml_threadpool_params_init(ctypes.byref(params), threads)
+        params.poll = int(os.environ.get("POLL", "50"))
         self._pool = self._native.ggml_threadpool_new(ctypes.byref(params))
         if not self._pool:
             raise EngineError(f"cannot start {threads} compute threads")

@@ -6,6 +6,7 @@ illegal instruction. A server must not die of either without a word: the child d
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -31,8 +32,12 @@ def probe_model(path: Path) -> None:
         EngineError: llama.cpp itself does not run on this machine.
     """
     command = [sys.executable, "-m", "edgekit.engine.probe", str(path)]
+    # When it aborts, ggml would attach a debugger to itself for a backtrace.
+    environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
     try:
-        child = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+        child = subprocess.run(
+            command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False, env=environment
+        )
     except subprocess.TimeoutExpired as error:
         raise ModelFileError(
             f"{path}: not loaded after {_TIMEOUT_S} s", hint="check the disk, and the memory that is free"

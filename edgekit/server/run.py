@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 import sys
 import time
@@ -101,6 +102,14 @@ def run_server(
         timeout_graceful_shutdown=_SHUTDOWN_S,
     )
     server = uvicorn.Server(config)
+
+    def stop(_number: int, _frame: object) -> None:
+        server.should_exit = True
+
+    # uvicorn raises the signal again once it has shut down: without handlers of ours, the process would
+    # die there, before it has said its last word to the broker.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
     address = listening.getsockname()
     log.info("listening on http://%s:%d", f"[{address[0]}]" if ":" in address[0] else address[0], address[1])
     try:
