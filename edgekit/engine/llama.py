@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgekit.engine.base import Sampling
-from edgekit.engine.llama_library import ThreadPool, default_threads, load_library, recent_log
+from edgekit.engine.llama_library import ThreadPool, default_threads, load_library, reason_of_failure
 from edgekit.engine.runner import CacheFullError, Slice
 from edgekit.errors import EngineError, ModelFileError
 from edgekit.profiles import ServeSettings
@@ -87,7 +87,7 @@ class LlamaRunner:
         self._model = api.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:
             raise ModelFileError(
-                f"{path}: llama.cpp does not load it: {_last_error()}",
+                f"{path}: llama.cpp does not load it: {reason_of_failure()}",
                 hint="check the bundle with `edgekit verify`; if it is whole, export the model again",
             )
         self._vocab = api.llama_model_get_vocab(self._model)
@@ -110,7 +110,7 @@ class LlamaRunner:
         self._context = api.llama_init_from_model(self._model, params)
         if not self._context:
             raise EngineError(
-                f"llama.cpp cannot make a context of {params.n_ctx} tokens: {_last_error()}",
+                f"llama.cpp cannot make a context of {params.n_ctx} tokens: {reason_of_failure()}",
                 hint="serve with a smaller context, or a KV cache of type q8_0",
             )
         self._pool = ThreadPool(api, threads)
@@ -231,7 +231,7 @@ class LlamaRunner:
         for piece in slices:
             end = filled + len(piece.tokens)
             count = end - filled
-            self._tokens[filled:end] = piece.tokens
+            self._tokens[filled:end] = list(piece.tokens)
             self._positions[filled:end] = list(range(piece.start, piece.start + count))
             self._sequence_ids[filled:end] = [piece.sequence] * count
             self._outputs[filled:end] = [0] * count
@@ -245,7 +245,7 @@ class LlamaRunner:
             return rows
         if status == 1:
             raise CacheFullError
-        raise EngineError(f"llama_decode failed with status {status}: {_last_error()}")
+        raise EngineError(f"llama_decode failed with status {status}: {reason_of_failure()}")
 
     def forget(self, sequence: int, start: int) -> None:
         self._api.llama_memory_seq_rm(self._memory, sequence, start, -1)
@@ -324,8 +324,3 @@ class LlamaSampler:
         if self._chain:
             self._api.llama_sampler_free(self._chain)
             self._chain = None
-
-
-def _last_error() -> str:
-    lines = recent_log()
-    return lines[-1] if lines else "it gave no reason"

@@ -20,7 +20,7 @@ import psutil
 
 from edgekit.errors import EngineError, MissingExtraError
 
-__all__ = ["ThreadPool", "default_threads", "load_library", "recent_log"]
+__all__ = ["ThreadPool", "default_threads", "load_library", "reason_of_failure"]
 
 log = logging.getLogger("edgekit.llama_cpp")
 
@@ -87,9 +87,12 @@ def _take_log_line(level: int, text: bytes, _user_data: Any) -> None:
         del _recent[:-_RECENT_LINES]
 
 
-def recent_log() -> list[str]:
-    """The last warnings and errors of the library, oldest first: the reason behind a NULL."""
-    return list(_recent)
+def reason_of_failure() -> str:
+    """Why the last call gave nothing, in the library's own words."""
+    # The last error only repeats that loading failed; the first one says why.
+    lines = [line.partition(": ")[2] or line for line in _recent]
+    _recent.clear()
+    return next((line for line in lines if "error" in line), lines[0] if lines else "it gave no reason")
 
 
 def default_threads() -> int:
@@ -129,7 +132,6 @@ class ThreadPool:
         self._native.llama_attach_threadpool.restype = None
         params = _ThreadPoolParams()
         self._native.ggml_threadpool_params_init(ctypes.byref(params), threads)
-        params.poll = int(os.environ.get("POLL", "50"))
         self._pool = self._native.ggml_threadpool_new(ctypes.byref(params))
         if not self._pool:
             raise EngineError(f"cannot start {threads} compute threads")

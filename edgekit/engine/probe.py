@@ -14,7 +14,7 @@ from pathlib import Path
 
 from edgekit.errors import EdgekitError, EngineError, ModelFileError
 
-__all__ = ["probe_model"]
+__all__ = ["diagnose", "probe_model"]
 
 _TIMEOUT_S = 900
 """Reading a large model from an SD card takes minutes."""
@@ -42,26 +42,29 @@ def probe_model(path: Path) -> None:
         raise ModelFileError(
             f"{path}: not loaded after {_TIMEOUT_S} s", hint="check the disk, and the memory that is free"
         ) from error
-    if child.returncode == 0:
-        return
-    lines = child.stderr.strip().splitlines()
+    if child.returncode != 0:
+        raise diagnose(path, child.returncode, child.stderr)
+
+
+def diagnose(path: Path, returncode: int, stderr: str) -> EdgekitError:
+    """What a failed child's exit status (negative: the signal it died of) and last words mean."""
+    lines = stderr.strip().splitlines()
     said = lines[-1] if lines else "it said nothing"
-    if child.returncode > 0:
-        raise ModelFileError(
-            f"{path}: llama.cpp does not run it: {said}", hint="export the model again, or verify the bundle"
-        )
-    died_of = signal.Signals(-child.returncode)
+    if returncode > 0:
+        # The child has named the file.
+        return ModelFileError(said, hint="verify the bundle; if it is whole, export the model again")
+    died_of = signal.Signals(-returncode)
     if died_of == signal.SIGILL:
-        raise EngineError(
+        return EngineError(
             "llama.cpp died of an illegal instruction: it was built for another CPU",
             hint="build it for this machine with: edgekit runtime build --profile host",
         )
     if died_of == signal.SIGKILL:
-        raise EngineError(
+        return EngineError(
             f"{path}: the process that loaded it was killed, most likely for lack of memory",
             hint="serve a smaller model or context, or free memory",
         )
-    raise ModelFileError(
+    return ModelFileError(
         f"{path}: llama.cpp died of {died_of.name} while loading it: {said}",
         hint="the file is damaged or of a kind that this version does not know; export the model again",
     )

@@ -25,8 +25,8 @@ def demo(
     )
     bundle, key = result.bundle.path, result.public_key_path
     typer.echo(
-        f"\ndone in {result.seconds:.0f} s: {result.tokens} tokens at {result.decode_tokens_per_s:.1f} tok/s, "
-        f"first after {result.ttft_s * 1e3:.0f} ms{memory}"
+        f"\ndone in {result.seconds:.0f} s: {result.tokens} tokens at "
+        f"{result.decode_tokens_per_s:.1f} tok/s, first after {result.ttft_s * 1e3:.0f} ms{memory}"
     )
     typer.echo(
         "nothing is left running; try next:\n"
