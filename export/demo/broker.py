@@ -32,8 +32,14 @@ class DemoBroker:
 
 
 @contextmanager
-def running_broker(directory: Path) -> Iterator[DemoBroker]:
-    """Run a broker as long as the block lasts. `directory` takes its configuration.
+def running_broker(
+    directory: Path, *, which: Callable[..., str | None] = shutil.which
+) -> Iterator[DemoBroker]:
+    """Run a broker as long as the block lasts.
+
+    Args:
+        directory: takes its configuration and log.
+        which: finds programs, as `shutil.which` does.
 
     Raises:
         MissingExtraError: there is neither mosquitto nor amqtt.
@@ -42,7 +48,7 @@ def running_broker(directory: Path) -> Iterator[DemoBroker]:
     port = free_port()
     url = f"mqtt://127.0.0.1:{port}"
     # Debian installs daemons where a user's PATH may not look.
-    program = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
+    program = which("mosquitto") or which("mosquitto", path="/usr/sbin:/usr/local/sbin")
     if program is not None:
         with _mosquitto(program, port, directory):
             yield DemoBroker(f"mosquitto ({program})", url)

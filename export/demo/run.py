@@ -51,19 +51,22 @@ class DemoResult:
     """As the telemetry told it."""
 
 
-def run_demo(directory: Path, *, say: Callable[[str], None], progress: Progress) -> DemoResult:
+def run_demo(
+    directory: Path, *, say: Callable[[str], None], progress: Progress, student: Path | None = None
+) -> DemoResult:
     """Do the main job once and leave nothing running.
 
     Args:
         directory: where the keys and the bundle go; replaced when it holds an earlier demo.
         say: takes text for the terminal, as it comes.
         progress: long steps.
+        student: the model to take; None fetches SmolLM2-135M-Instruct.
 
     Raises:
         EdgekitError: any step failed.
     """
     begun = time.monotonic()
-    student = fetch_sample_student(progress=progress)
+    student = student or fetch_sample_student(progress=progress)
     _clear(directory)
     directory.mkdir(parents=True, exist_ok=True)
     secret_path, public_path = directory / "demo.key", directory / "demo.pub"

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from edgekit.engine.probe import diagnose, probe_model
+from edgekit.errors import EngineError, ModelFileError
+
+
+def test_probe__real_model_passes(student: Path) -> None:
+    probe_model(student)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (b"\x04\0\0\0\0\0\0\0gpt2", b"\x04\0\0\0\0\0\0\0xxxx", "unknown tokenizer: 'xxxx'"),
+        (b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0lxama", "unknown model architecture: 'lxama'"),
+    ],
+)
+def test_probe__refused_file_is_reported_with_llama_cpps_reason(
+    student: Path, tmp_path: Path, old: bytes, new: bytes, said: str
+) -> None:
+    damaged = tmp_path / "model.gguf"
+    damaged.write_bytes(student.read_bytes().replace(old, new, 1))
+    with pytest.raises(ModelFileError, match=said):
+        probe_model(damaged)
+
+
+def test_probe__truncated_file(student: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "model.gguf"
+    damaged.write_bytes(student.read_bytes()[: 40 * 2**20])
+    with pytest.raises(ModelFileError, match="not within the file bounds"):
+        probe_model(damaged)
+
+
+@pytest.mark.parametrize(
+    ("died_of", "kind", "said"),
+    [
+        (signal.SIGILL, EngineError, "built for another CPU"),
+        (signal.SIGKILL, EngineError, "lack of memory"),
+        (signal.SIGABRT, ModelFileError, "SIGABRT while loading it: GGML_ASSERT"),
+    ],
+)
+def test_diagnose__says_what_the_child_died_of(died_of: signal.Signals, kind: type, said: str) -> None:
+    error = diagnose(Path("m.gguf"), -died_of, "loading\nGGML_ASSERT(n > 0) failed\n")
+    assert isinstance(error, kind)
+    assert said in error.message
+    assert error.hint
