@@ -71,15 +71,13 @@ class ModelSlot:
 
     def _run(self) -> None:
         try:
-            model = self._load()
+            self._model = self._load()
+            self._on_ready(self._model)
         except EdgekitError as error:
             self._give_up(error)
         except Exception as error:
             log.exception("loading the model failed")
             self._give_up(EngineError(f"loading the model failed: {type(error).__name__}: {error}"))
-        else:
-            self._model = model
-            self._on_ready(model)
 
     def _give_up(self, error: EdgekitError) -> None:
         self.failure = error

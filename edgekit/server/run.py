@@ -20,8 +20,10 @@ from edgekit.server.app import create_app
 from edgekit.server.loading import load_bundle
 from edgekit.server.metrics import Metrics
 from edgekit.server.model import LoadedModel, ModelSlot
+from edgekit.telemetry.address import parse_broker_url
 from edgekit.telemetry.messages import ServedModel
 from edgekit.telemetry.publisher import Publisher
+from edgekit.telemetry.topics import check_name
 
 __all__ = ["Reporting", "run_server"]
 
@@ -41,6 +43,12 @@ class Reporting:
     fleet: str
     device: str
     interval_s: float
+
+    def check(self) -> None:
+        """Raise TelemetryError on what is not valid, before time goes into loading a model."""
+        parse_broker_url(self.url)
+        check_name(self.fleet, what="fleet")
+        check_name(self.device, what="device")
 
 
 def run_server(
@@ -70,6 +78,8 @@ def run_server(
             f"{host} can be reached from other machines, and no API key is set",
             hint="give --api-key-file FILE, or listen on 127.0.0.1",
         )
+    if reporting is not None:
+        reporting.check()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     listening = _listen(host, port)
     begun = time.monotonic()
