@@ -37,8 +37,7 @@ other-pythons: setup ## Run edgekit's tests on the other Pythons that devices ha
 	$(BIN)/python tests/other_pythons.py
 
 bench: setup ## Compare with llama.cpp's own programs (builds them the first time)
-	$(BIN)/edgekit runtime build --profile $(PROFILE) --tools
-	$(BIN)/python tests/bench_peers.py
+	$(BIN)/python tests/bench_peers.py --tools "$$($(BIN)/edgekit runtime build --profile $(PROFILE) --tools | tail -1)"
 
 clean: ## Remove what make made here; the user's cache stays
 	rm -rf .venv .venv-* build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
@@ -50,5 +49,5 @@ $(INSTALLED): pyproject.toml
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { \
 	    echo "make: on Debian and Ubuntu: apt install python3-venv" >&2; rm -rf $(VENV); exit 1; }
 	@echo "installing edgekit and what it needs into $(VENV) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,export,fleet]'
+	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --editable '.[dev,export,fleet]'
 	@touch $@

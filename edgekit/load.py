@@ -47,6 +47,8 @@ class Figures:
     seconds: float
     tokens_per_s: float
     """All streams together, prefill included."""
+    decode_tokens_per_s: float
+    """Of one stream, from its first token to its last: the median over the requests."""
     ttft_p50_ms: float
     ttft_p95_ms: float
     gap_p50_ms: float
@@ -57,6 +59,7 @@ class Figures:
 @dataclass(slots=True)
 class _Seen:
     tokens: int = 0
+    decode_tokens_per_s: list[float] = field(default_factory=list)
     ttft_s: list[float] = field(default_factory=list)
     gap_s: list[float] = field(default_factory=list)
 
@@ -98,12 +101,14 @@ def measure(url: str, load: Load) -> Figures:
     tokens = sum(one.tokens for one in seen)
     ttft = [value for one in seen for value in one.ttft_s]
     gaps = [value for one in seen for value in one.gap_s]
+    rates = [value for one in seen for value in one.decode_tokens_per_s]
     return Figures(
         streams=load.streams,
         requests=load.streams * load.requests_per_stream,
         tokens=tokens,
         seconds=seconds,
         tokens_per_s=tokens / seconds,
+        decode_tokens_per_s=statistics.median(rates) if rates else float("nan"),
         ttft_p50_ms=_percentile(ttft, 50),
         ttft_p95_ms=_percentile(ttft, 95),
         gap_p50_ms=_percentile(gaps, 50),
@@ -145,7 +150,7 @@ def _ask(host: str, port: int, load: Load, number: int, seen: _Seen) -> None:
         if response.status != 200:
             said = response.read(2000).decode("utf-8", "replace")
             raise EdgekitError(f"the server answers {response.status}: {said}")
-        first = True
+        first: float | None = None
         while line := response.readline():
             if not line.startswith(b"data: {"):
                 continue
@@ -153,13 +158,16 @@ def _ask(host: str, port: int, load: Load, number: int, seen: _Seen) -> None:
             # Parsed only as far as needed: the client must not compete with the server.
             if b'"usage"' in line and b'"total_tokens"' in line:
                 usage = json.loads(line[6:]).get("usage")
-                seen.tokens += usage["completion_tokens"] if usage else 0
+                tokens = usage["completion_tokens"] if usage else 0
+                seen.tokens += tokens
+                if first is not None and tokens > 1:
+                    seen.decode_tokens_per_s.append((tokens - 1) / (last - first))
             elif b'"content":"' in line or b'"content": "' in line or b'"reasoning_content"' in line:
                 if b'"content": ""' in line or b'"content":""' in line:
                     continue
-                if first:
+                if first is None:
                     seen.ttft_s.append(now - begun)
-                    first = False
+                    first = now
                 else:
                     seen.gap_s.append(now - last)
                 last = now

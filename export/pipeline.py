@@ -92,7 +92,7 @@ def export_bundle(
         conversion = _write_model(student, plan, directory, progress)
         if (text := student.license_text()) is not None:
             (directory / LICENSE_NAME).write_text(text, encoding="utf-8")
-        progress("trying the model", 0, None)
+        progress("trying the model", 0, 1)
         facts = _tried(directory / MODEL_NAME, name or _served_name(student))
         progress("trying the model", 1, 1)
         fields = ManifestFields(

@@ -130,8 +130,8 @@ def install_wheel(built: BuiltWheel, *, log: Log = lambda _line: None) -> bool:
         return False
     # First the wheel alone and by force: another build of the same version may be there.
     commands = (
-        ["install", "--quiet", "--no-deps", "--force-reinstall", str(built.path)],
-        ["install", "--quiet", LLAMA_CPP_PYTHON.requirement],
+        ["install", "--quiet", "--quiet", "--no-deps", "--force-reinstall", str(built.path)],
+        ["install", "--quiet", "--quiet", LLAMA_CPP_PYTHON.requirement],
     )
     for arguments in commands:
         child = subprocess.run(pip_command(*arguments), capture_output=True, text=True, check=False)
