@@ -153,9 +153,7 @@ def report(rounds: list[dict[str, Any]], threads: int, context: int) -> None:
     say(f"{TOKENS} tokens an answer, {REQUESTS} requests a stream, median of {len(rounds)} rounds\n")
     bench = median(rounds, "llama_bench")
     one = median(rounds, "edgekit", "one", "decode_tokens_per_s")
-    say(
-        f"decode of one stream, tok/s: {one:.1f} over HTTP, {bench:.1f} in llama-bench, {one / bench:.3f} of it"
-    )
+    say(f"one stream, decode tok/s: {one:.1f} over HTTP, {bench:.1f} in llama-bench, ratio {one / bench:.3f}")
     say(f"{'':28} {'edgekit':>9} {'llama-server':>13} {'ratio':>7}")
     rows = [
         ("one stream, tok/s", ("one", "tokens_per_s")),
