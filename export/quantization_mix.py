@@ -76,7 +76,9 @@ def tensor_types(facts: ModelFacts, quantization: str) -> Iterator[tuple[str, tu
         context_train_tokens=max(1, facts.context_train_tokens),
     )
     for name, dimensions, required in expected_tensors(shape, facts.vocabulary):
-        if required or (name == "output.weight" and not facts.tied_embeddings):
+        is_head = name == "output.weight" and not facts.tied_embeddings
+        is_bias = facts.architecture == "qwen2" and name.startswith("blk.") and name.endswith(".bias")
+        if required or is_head or (is_bias and ".attn_" in name):
             yield name, dimensions, _type(facts, quantization, name, dimensions)
 
 

@@ -12,7 +12,7 @@ __all__ = ["validate_tokenizer"]
 KNOWN_MODELS: Final = ("gpt2", "llama")
 """`tokenizer.ggml.model`: byte-level BPE, and SentencePiece."""
 
-_SPECIAL_IDS: Final = ("bos", "eos", "eot", "eom", "unknown", "seperator", "padding", "mask")
+_TURN_IDS: Final = ("bos", "eos", "eot", "eom")
 
 
 def validate_tokenizer(header: GgufHeader) -> int:
@@ -34,30 +34,49 @@ def validate_tokenizer(header: GgufHeader) -> int:
     _validate_unique(header, tokens)
     if _array(header, "tokenizer.ggml.merges", "STRING") is None and model == "gpt2":
         _fail(header, "tokenizer.ggml.merges is missing; a gpt2 (BPE) tokenizer needs it")
-    _validate_special_ids(header, len(tokens))
+    if model == "llama":
+        _validate_bytes(header, tokens)
+    _validate_special(header, len(tokens))
     return len(tokens)
 
 
 def _validate_unique(header: GgufHeader, tokens: tuple[object, ...]) -> None:
-    if len(set(tokens)) == len(tokens):
+    # llama.cpp asserts that no two tokens have the same text. It reads them as C strings, up to a zero byte,
+    # and gives empty ones a name.
+    texts = [_as_read(index, str(token)) for index, token in enumerate(tokens)]
+    if len(set(texts)) == len(texts):
         return
-    seen: dict[object, int] = {}
-    for index, token in enumerate(tokens):
-        if token in seen and token:
-            _fail(header, f"tokenizer.ggml.tokens: {token!r} is at {seen[token]} and at {index}")
-        seen[token] = index
+    seen: dict[str, int] = {}
+    for index, text in enumerate(texts):
+        if text in seen:
+            _fail(header, f"tokenizer.ggml.tokens: {text!r} is at {seen[text]} and at {index}")
+        seen[text] = index
 
 
-def _validate_special_ids(header: GgufHeader, count: int) -> None:
-    for name in _SPECIAL_IDS:
-        key = f"tokenizer.ggml.{name}_token_id"
-        value = header.metadata.get(key)
-        if value is None:
-            continue
-        if not isinstance(value, int) or header.value_types[key] != "UINT32":
-            _fail(header, f"metadata key '{key}' is of type {header.value_types[key]}, not UINT32")
-        if value >= count:
-            _fail(header, f"{key} is {value}; the vocabulary has {count} tokens")
+def _as_read(index: int, token: str) -> str:
+    return token.partition("\0")[0] or f"[EMPTY_{index}]"
+
+
+def _validate_bytes(header: GgufHeader, tokens: tuple[object, ...]) -> None:
+    """A SentencePiece vocabulary falls back to single bytes; llama.cpp dies where one is missing."""
+    present = set(tokens)
+    for byte in range(256):
+        if f"<0x{byte:02X}>" not in present and (byte >= 0x80 or chr(byte) not in present):
+            _fail(header, f"tokenizer.ggml.tokens has no token for byte <0x{byte:02X}>")
+
+
+def _validate_special(header: GgufHeader, count: int) -> None:
+    for key, kind in header.value_types.items():
+        if key.startswith("tokenizer.ggml.add_") and kind != "BOOL":
+            _fail(header, f"metadata key '{key}' is of type {kind}, not BOOL")
+        if key.startswith("tokenizer.ggml.") and key.endswith("_token_id") and kind != "UINT32":
+            _fail(header, f"metadata key '{key}' is of type {kind}, not UINT32")
+    for name in _TURN_IDS:
+        # llama.cpp would take its default instead: a token that has nothing to do with this model.
+        value = header.metadata.get(f"tokenizer.ggml.{name}_token_id", 0)
+        if isinstance(value, int) and value >= count:
+            _fail(header, f"tokenizer.ggml.{name}_token_id is {value}; the vocabulary has {count} tokens")
+    _array(header, "tokenizer.ggml.suppress_tokens", "INT32")
 
 
 def _array(header: GgufHeader, key: str, *kinds: str) -> tuple[object, ...] | None:

@@ -142,6 +142,59 @@ def make_tensors(config: dict[str, Any], *, seed: int = SEED) -> dict[str, np.nd
     return tensors
 
 
+def small_tokenizer() -> dict[str, Any]:
+    """A tokenizer.json that splits text like Qwen's but knows bytes and a few merges only: 266 tokens."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    unprintable = [byte for byte in range(256) if byte not in printable]
+    characters = {byte: chr(byte) for byte in printable}
+    characters |= {byte: chr(0x100 + index) for index, byte in enumerate(unprintable)}
+    merges = [["\u0120", "t"], ["h", "e"], ["\u0120t", "he"], ["i", "n"]]
+    texts = [*characters.values(), *("".join(merge) for merge in merges)]
+    added = ["<\uff5cend\u2581of\u2581sentence\uff5c>", "<\uff5cUser\uff5c>", "<\uff5cAssistant\uff5c>"]
+    added += ["<\uff5cbegin\u2581of\u2581sentence\uff5c>", "<think>", "</think>"]
+    pattern = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    begin = {"id": added[3], "ids": [len(texts) + 3], "tokens": [added[3]]}
+    return {
+        "version": "1.0",
+        "added_tokens": [
+            {"id": len(texts) + index, "content": text, "special": "think" not in text, "normalized": False}
+            for index, text in enumerate(added)
+        ],
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
+                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
+            ],
+        },
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [
+                {"SpecialToken": {"id": added[3], "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+            ],
+            "pair": [],
+            "special_tokens": {added[3]: begin},
+        },
+        "decoder": {"type": "ByteLevel"},
+        "model": {
+            "type": "BPE",
+            "vocab": {text: index for index, text in enumerate(texts)},
+            "merges": merges,
+        },
+    }
+
+
+def write_small(directory: Path, family: str = "R1-Tiny-Qwen2", **changes: Any) -> Path:
+    """A checkpoint of a few hundred kilobytes: the family's shape with `small_tokenizer`."""
+    config = make_config(family, **{"vocab_size": 272, "bos_token_id": 263, "eos_token_id": 260, **changes})
+    return write_checkpoint(directory, config, tokenizer=small_tokenizer())
+
+
 def write_checkpoint(
     directory: Path,
     config: dict[str, Any],
