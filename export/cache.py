@@ -14,10 +14,12 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-__all__ = ["cache_directory", "file_sha256", "locked", "publish_directory", "sync_path"]
+__all__ = ["cache_directory", "file_sha256", "locked", "publish_directory", "scratch_directory", "sync_path"]
 
 
 def cache_directory(environ: Mapping[str, str] | None = None) -> Path:
@@ -43,6 +45,18 @@ def locked(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[N
             on_wait()
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextlib.contextmanager
+def scratch_directory(parent: Path, name: str) -> Iterator[Path]:
+    """An empty directory in `parent` for as long as the context lasts; to be used under a lock.
+
+    Whoever was killed before left theirs: those go first.
+    """
+    for stale in parent.glob(f".{name}-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=parent) as temporary:
+        yield Path(temporary)
 
 
 def file_sha256(path: Path) -> str:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from edgekit.errors import ToolchainError
-from export.cache import file_sha256
+from export.cache import file_sha256, scratch_directory
 from export.progress import Progress, silent
 
 __all__ = ["download", "pip_command"]
@@ -34,7 +33,7 @@ def download(
     directory: Path,
     progress: Progress = silent,
 ) -> Path:
-    """Fetch one file of a package release into `directory`; install nothing.
+    """Fetch one file of a package release into `directory`; install nothing. To be used under a lock.
 
     pip checks the hash before it runs anything of the package.
 
@@ -48,8 +47,7 @@ def download(
         ToolchainError: pip is missing, could not fetch it, or the hash differs.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".download-", dir=directory) as temporary:
-        work = Path(temporary)
+    with scratch_directory(directory, "download") as work:
         (work / "requirements.txt").write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
         (work / "out").mkdir()
         (work / "tmp").mkdir()

