@@ -44,7 +44,7 @@ class _Bar:
     def __call__(self, what: str, done: float, total: float | None) -> None:
         now = self._clock()
         if what != self._what:
-            self._what, self._began, self._drawn = what, now, 0.0
+            self._what, self._began, self._drawn = what, now, now - _REDRAW_S
         ended = total is not None and done >= total
         if not ended and now - self._drawn < _REDRAW_S:
             return

@@ -57,7 +57,7 @@ def prepare(version: str, interpreter: Path, wheel: Path, engine: Path) -> Path:
     """The virtual environment's python, with both wheels and what the tests need."""
     venv = ROOT / f".venv-{version}"
     python = venv / "bin" / "python"
-    pip = (python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
+    pip = (python, "-m", "pip", "--disable-pip-version-check", "install", "-qq")
     stamp = venv / ".installed"
     wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes() + str(engine).encode()).hexdigest()
     if not stamp.is_file() or stamp.read_text() != wanted:

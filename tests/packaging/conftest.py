@@ -25,9 +25,18 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def fresh_bin(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """bin/ of a virtual environment that has the wheel without extras."""
-    directory = tmp_path_factory.mktemp("fresh")
+    return install(wheel, tmp_path_factory.mktemp("fresh"))
+
+
+@pytest.fixture(scope="session")
+def engine_bin(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """bin/ of another such environment, for the engine to be installed into."""
+    return install(wheel, tmp_path_factory.mktemp("engine"))
+
+
+def install(wheel: Path, directory: Path) -> Path:
     venv.create(directory, with_pip=True)
     binaries = directory / "bin"
-    install = [str(binaries / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-    subprocess.run([*install, str(wheel)], check=True)
+    pip = [str(binaries / "python"), "-m", "pip", "--disable-pip-version-check", "install", "-qq"]
+    subprocess.run([*pip, str(wheel)], check=True)
     return binaries
