@@ -33,16 +33,16 @@ def read_special_tokens(
 ) -> SpecialTokens:
     """Collect the special tokens from the three files. Ids at or above `count` are left out."""
     named = _named(tokenizer_config or {})
-    added = _added_by_template(tokenizer, named, has_config=tokenizer_config is not None)
+    added = _added_by_template(tokenizer, named, has_config=bool(tokenizer_config))
     ids: dict[str, int] = {}
     kinds = (*_KINDS, *(kind for kind in ("eot", "eom") if kind in named))
-    if tokenizer_config is not None:
+    if tokenizer_config:
         by_text = {token.get("content"): token.get("id") for token in tokenizer.get("added_tokens", ())}
         for kind in kinds:
             flag = tokenizer_config.get(f"add_{kind}_token")
             if isinstance(flag, bool):
                 added.setdefault(kind, flag)
-            _set(ids, kind, by_text.get(named.get(kind)), count)
+            _set(ids, kind, by_text.get(_text(named.get(kind))), count)
     for kind in kinds:
         _set(ids, kind, config.get(f"{kind}_token_id"), count)
     return SpecialTokens(ids=MappingProxyType(ids), added=MappingProxyType(added))
@@ -53,23 +53,27 @@ def _set(ids: dict[str, int], kind: str, value: object, count: int) -> None:
         ids.setdefault(kind, value)
 
 
-def _named(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
-    """Kind to the token's text. Classifier tokens stand in for missing sentence tokens."""
-    named = {}
-    for kind in (*_KINDS, "cls"):
-        entry = tokenizer_config.get(f"{kind}_token")
-        text = entry.get("content") if isinstance(entry, dict) else entry
-        if isinstance(text, str):
-            named[kind] = text
+# A token is named by its text or by an object with its text as "content". The converter compares the entries
+# as they stand, so that a text never equals an object; what follows from that is kept.
+_Named = dict[str, Any]
+
+
+def _text(entry: object) -> str | None:
+    text = entry.get("content") if isinstance(entry, dict) else entry
+    return text if isinstance(text, str) else None
+
+
+def _named(tokenizer_config: Mapping[str, Any]) -> _Named:
+    """Kind to entry. Classifier tokens stand in for missing sentence tokens."""
+    entries = {kind: tokenizer_config.get(f"{kind}_token") for kind in (*_KINDS, "cls")}
+    named = {kind: entry for kind, entry in entries.items() if entry}
     for kind, stand_in in (("bos", "cls"), ("eos", "sep")):
         if kind not in named and stand_in in named:
             named[kind] = named[stand_in]
     return named
 
 
-def _added_by_template(
-    tokenizer: Mapping[str, Any], named: dict[str, str], *, has_config: bool
-) -> dict[str, bool]:
+def _added_by_template(tokenizer: Mapping[str, Any], named: _Named, *, has_config: bool) -> dict[str, bool]:
     """What the post-processor adds. May rename tokens in `named`: what it adds last is the real EOS."""
     added: dict[str, bool] = {}
     post_processor = tokenizer.get("post_processor") or {}
@@ -83,7 +87,7 @@ def _added_by_template(
 
 
 def _read_template(
-    processor: Mapping[str, Any], named: dict[str, str], added: dict[str, bool], *, has_config: bool
+    processor: Mapping[str, Any], named: _Named, added: dict[str, bool], *, has_config: bool
 ) -> None:
     single, pair = processor.get("single", []), processor.get("pair", [])
     first = last = None
@@ -92,14 +96,14 @@ def _read_template(
     if first:
         if not has_config:
             named["bos"] = first
-        else:
+        elif first not in (named.get("bos"), named.get("cls")):
             named.setdefault("bos", first)
             named.setdefault("cls", first)
         added["bos"] = first in (named.get("bos"), named.get("cls"))
     if last:
-        if has_config and named.get("eos", last) != last:
+        if has_config and last != named.get("eos"):
             # The declared EOS ends a turn; the template's ends the text.
-            named["eot"] = named["eos"]
+            named["eom" if "eot" in named else "eot"] = named.get("eos")
         named["eos"] = last
         added["eos"] = True
     _read_pair(pair, first, last, named, added)
@@ -109,7 +113,7 @@ def _read_pair(
     pair: list[Mapping[str, Any]],
     first: str | None,
     last: str | None,
-    named: dict[str, str],
+    named: _Named,
     added: dict[str, bool],
 ) -> None:
     """A separator between two texts: "A [sep] B" without a closing token after A alone."""
@@ -124,6 +128,8 @@ def _read_pair(
     added["sep"] = (between[0] is not None and between[0] in separators and not last) or (
         len(between) == 2 and between[1] is not None and between[1] in separators
     )
+    if added["sep"] and "sep" not in named:
+        named["sep"] = named.get("eos")
 
 
 def _special(item: Mapping[str, Any]) -> str | None:
