@@ -61,6 +61,8 @@ def make_plan(
     """
     chosen_format = _format(profile, format)
     candidates, notes = _candidates(facts, profile, quantization)
+    if _RUNTIMES[chosen_format] != profile.runtime:
+        notes = (f"for {_RUNTIMES[chosen_format]}; profile {profile.name} prefers {profile.runtime}", *notes)
     for serve, changes in _settings(facts, profile.serve):
         for candidate in candidates:
             artifact = facts if candidate == facts.quantization else quantized_facts(facts, candidate)
@@ -138,7 +140,8 @@ def _settings(facts: ModelFacts, serve: ServeSettings) -> Iterator[tuple[ServeSe
     trained = facts.context_train_tokens
     if 0 < trained < serve.context_tokens:
         changes = (f"context {trained} instead of {serve.context_tokens}: the model was trained for no more",)
-        serve = serve.model_copy(update={"context_tokens": trained})
+        cells = None if serve.kv_cells is None else min(serve.kv_cells, trained * serve.slots)
+        serve = serve.model_copy(update={"context_tokens": trained, "kv_cells": cells})
     yield serve, changes
     if serve.kv_cells is not None and serve.kv_cells > serve.context_tokens:
         changes = (*changes, f"KV cache of {serve.context_tokens} tokens instead of {serve.kv_cells}, to fit")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from edgekit.errors import ModelFileError
+from edgekit.gguf_header import read_gguf_header
 from export.student.byte_level_bpe import encode
 from export.student.pretokenizer import probe_hash, recognize
 from export.student.special_tokens import read_special_tokens
@@ -128,3 +129,23 @@ def test_read_special_tokens__template_wins_over_add_bos_token() -> None:
     )
     assert dict(special.added) == {"bos": True}
     assert dict(special.ids) == {"bos": 1, "eos": 2}
+
+
+def test_probe_hash__of_smollms_tokenizer_is_llama_cpps(student: Path) -> None:
+    # Rebuilt from the GGUF; the parts are those of HuggingFaceTB/SmolLM2-135M-Instruct's tokenizer.json.
+    metadata = read_gguf_header(student).metadata
+    tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
+    merges = metadata["tokenizer.ggml.merges"]
+    assert isinstance(tokens, tuple) and isinstance(types, tuple) and isinstance(merges, tuple)
+    tokenizer = {
+        "added_tokens": [{"id": i, "content": t} for i, t in enumerate(tokens) if types[i] == 3],
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Digits", "individual_digits": True},
+                {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+            ],
+        },
+        "model": {"type": "BPE", "vocab": {t: i for i, t in enumerate(tokens)}, "merges": list(merges)},
+    }
+    assert recognize(Path("tokenizer.json"), tokenizer) == metadata["tokenizer.ggml.pre"] == "smollm"

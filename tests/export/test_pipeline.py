@@ -1,0 +1,285 @@
+"""Whole exports: real bundles, and nothing at all where one fails."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from edgekit.bundle.bundle import verify_bundle
+from edgekit.bundle.signing import generate_key_pair
+from edgekit.engine.probe import probe_model
+from edgekit.errors import EdgekitError, ExportError, ModelFileError, PlanError
+from edgekit.gguf_header import read_gguf_header
+from edgekit.profiles import load_profile, profile_sha256
+from export import pipeline
+from export.pipeline import export_bundle
+
+NOON = datetime(2026, 1, 20, 12, 0, 5, tzinfo=timezone.utc)
+
+
+def _left_in(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_export_bundle__gguf_student_is_copied_bit_for_bit(student: Path, tmp_path: Path) -> None:
+    secret_key, public_key = generate_key_pair()
+    profile = load_profile("raspberry-pi-5-8gb")
+    steps: list[str] = []
+    bundle = export_bundle(
+        student,
+        profile,
+        tmp_path / "bundle",
+        secret_key=secret_key,
+        clock=lambda: NOON,
+        progress=lambda what, done, total: steps.append(what),
+    )
+    assert (tmp_path / "bundle" / "model.gguf").read_bytes() == student.read_bytes()
+    verified = verify_bundle(tmp_path / "bundle", public_key)
+    assert verified.manifest == bundle.manifest and verified.digest == bundle.digest
+    manifest = verified.manifest
+    assert (manifest.name, manifest.release) == ("SmolLM2-135M-Instruct", 20260120120005)
+    assert manifest.created_utc == "2026-01-20T12:00:05Z"
+    assert (manifest.plan.quantization, manifest.plan.conversion) == ("Q4_1", "copied")
+    assert (manifest.runtime, manifest.format, manifest.entry) == ("llama.cpp", "gguf", "model.gguf")
+    assert manifest.source.sha256 == manifest.files[0].sha256
+    assert (manifest.source.kind, manifest.source.license) == ("gguf", "apache-2.0")
+    assert (manifest.profile.name, manifest.profile.sha256) == (profile.name, profile_sha256(profile))
+    assert manifest.plan.forecast is not None and manifest.plan.forecast.fits
+    assert manifest.tools.keys() >= {"edgekit", "gguf", "llama-cpp-python", "numpy"}
+    assert list(dict.fromkeys(steps)) == ["checksum of the student", "copying", "trying the model", "sealing"]
+    assert _left_in(tmp_path) == ["bundle"]
+
+
+@pytest.mark.parametrize("quantization", ["Q8_0", "Q4_0", "Q4_K_M", "BF16"])
+def test_export_bundle__checkpoint_becomes_a_model_that_decodes(
+    quantization: str, small: Path, tmp_path: Path
+) -> None:
+    (small / "LICENSE").write_text("MIT License\n")
+    bundle = export_bundle(small, load_profile("host"), tmp_path / "out", quantization=quantization)
+    probe_model(bundle.entry_path)
+    assert bundle.manifest.model.quantization == quantization
+    conversion = "converted from safetensors, BF16" if quantization == "BF16" else "quantized from BF16"
+    assert bundle.manifest.plan.conversion == conversion
+    assert _left_in(tmp_path / "out") == ["LICENSE", "manifest.json", "model.gguf"]
+    verify_bundle(tmp_path / "out", None)
+
+
+def test_export_bundle__r1_checkpoint_by_the_profiles_choice(
+    r1_family: Callable[[str], Path], tmp_path: Path
+) -> None:
+    bundle = export_bundle(
+        r1_family("R1-Tiny-Llama-1M"), load_profile("jetson-orin-nano-8gb"), tmp_path / "out"
+    )
+    assert bundle.manifest.plan.quantization == "Q4_K_M"
+    header = read_gguf_header(bundle.entry_path)
+    assert header.metadata["tokenizer.ggml.pre"] == "deepseek-r1-qwen"
+    assert header.metadata["general.license"] == "mit"
+    assert any(tensor.name == "rope_freqs.weight" for tensor in header.tensors)
+
+
+def test_export_bundle__release_name_and_parents_as_given(small: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a" / "b" / "bundle"
+    bundle = export_bundle(small, load_profile("host"), out, release=7, name="student")
+    assert (bundle.manifest.release, bundle.manifest.name) == (7, "student")
+    assert bundle.manifest.model.name == "student"
+    assert (out.stat().st_mode & 0o777, (out / "manifest.json").stat().st_mode & 0o777) == (0o755, 0o644)
+
+
+def test_export_bundle__requantizing_needs_consent(small: Path, tmp_path: Path) -> None:
+    once = export_bundle(small, load_profile("host"), tmp_path / "once", quantization="Q8_0").entry_path
+    with pytest.raises(ExportError, match=r"is Q8_0 already: making Q4_0 of it loses twice") as caught:
+        export_bundle(once, load_profile("host"), tmp_path / "twice", quantization="Q4_0")
+    assert "--allow-loss" in (caught.value.hint or "")
+    assert _left_in(tmp_path) == ["Small-Qwen2", "once"]
+    twice = export_bundle(
+        once, load_profile("host"), tmp_path / "twice", quantization="Q4_0", allow_loss=True
+    )
+    assert twice.manifest.plan.conversion == "requantized from Q8_0"
+    assert twice.manifest.plan.notes[0].startswith("requantized from Q8_0")
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, Path.touch, lambda path: path.symlink_to("nowhere")])
+def test_export_bundle__existing_out_is_left_alone(
+    make: Callable[[Path], None], small: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    make(out)
+    with pytest.raises(ExportError, match="out exists already") as caught:
+        export_bundle(small, load_profile("host"), out)
+    assert "another --out" in (caught.value.hint or "")
+    assert _left_in(tmp_path) == ["Small-Qwen2", "out"]
+
+
+def test_export_bundle__out_that_appears_meanwhile_is_left_alone(small: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def appear(what: str, done: int, total: int) -> None:
+        if what == "sealing":
+            out.mkdir(exist_ok=True)
+
+    with pytest.raises(ExportError, match="exists already"):
+        export_bundle(small, load_profile("host"), out, progress=appear)
+    assert _left_in(tmp_path) == ["Small-Qwen2", "out"] and _left_in(out) == []
+
+
+def _break_weights(path: Path, tiny: ModuleType) -> None:
+    tensors = tiny.make_tensors(json.loads((path / "config.json").read_text()))
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = 0x7FC0  # NaN
+    tiny.save_tensors(path, tensors, 1)
+
+
+def _cut_weights(path: Path, _tiny: ModuleType) -> None:
+    file = path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+
+
+def _remove_tokenizer(path: Path, _tiny: ModuleType) -> None:
+    (path / "tokenizer.json").unlink()
+
+
+@pytest.mark.parametrize("damage", [_break_weights, _cut_weights, _remove_tokenizer])
+def test_export_bundle__bad_student_leaves_nothing(
+    damage: Callable[[Path, ModuleType], None], small: Path, tiny: ModuleType, tmp_path: Path
+) -> None:
+    damage(small, tiny)
+    with pytest.raises(ModelFileError):
+        export_bundle(small, load_profile("host"), tmp_path / "new" / "out")
+    assert _left_in(tmp_path) == ["Small-Qwen2"]
+
+
+def test_export_bundle__student_that_does_not_fit_leaves_nothing(student: Path, tmp_path: Path) -> None:
+    profile = load_profile("raspberry-pi-5-8gb")
+    memory = profile.memory.model_copy(update={"total_mib": 1200})
+    with pytest.raises(PlanError, match="does not fit"):
+        export_bundle(student, profile.model_copy(update={"memory": memory}), tmp_path / "out")
+    assert _left_in(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "step", ["checksum of the student", "writing tensors", "quantizing to Q4_K_M", "sealing"]
+)
+def test_export_bundle__interrupt_leaves_nothing(step: str, small: Path, tmp_path: Path) -> None:
+    def interrupt(what: str, done: int, total: int) -> None:
+        if what == step:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export_bundle(
+            small, load_profile("host"), tmp_path / "out", progress=interrupt, quantization="Q4_K_M"
+        )
+    assert _left_in(tmp_path) == ["Small-Qwen2"]
+
+
+def test_export_bundle__student_that_changes_while_copied_is_refused(small: Path, tmp_path: Path) -> None:
+    source = export_bundle(small, load_profile("host"), tmp_path / "one", quantization="Q8_0").entry_path
+
+    def change(what: str, done: int, total: int) -> None:
+        if what == "checksum of the student" and done == total:
+            content = bytearray(source.read_bytes())
+            content[-100] ^= 1
+            source.write_bytes(content)
+
+    with pytest.raises(ExportError, match="changed while it was copied"):
+        export_bundle(source, load_profile("host"), tmp_path / "two", progress=change)
+    assert _left_in(tmp_path) == ["Small-Qwen2", "one"]
+
+
+def test_export_bundle__result_that_does_not_load_leaves_nothing(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(source: Path, target: Path, quantization: str, **_: Any) -> None:
+        target.write_bytes(source.read_bytes()[:-4096])
+
+    monkeypatch.setattr(pipeline, "quantize_gguf", spoil)
+    with pytest.raises(ModelFileError, match="cut off"):
+        export_bundle(small, load_profile("host"), tmp_path / "out", quantization="Q4_0")
+    assert _left_in(tmp_path) == ["Small-Qwen2"]
+
+
+@pytest.fixture
+def file_size_limit() -> Iterator[Callable[[int], None]]:
+    """Makes writes beyond a size fail, for this process and its children."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("quantization", ["Q8_0", "BF16"])
+@pytest.mark.parametrize("size", [1_000, 60_000, 150_000])
+def test_export_bundle__full_disk_leaves_nothing(
+    quantization: str, size: int, small: Path, tmp_path: Path, file_size_limit: Callable[[int], None]
+) -> None:
+    assert signal.getsignal(signal.SIGXFSZ) == signal.SIG_IGN  # a write that fails, not a signal that kills
+    file_size_limit(size)
+    with pytest.raises(ExportError):
+        export_bundle(small, load_profile("host"), tmp_path / "out", quantization=quantization)
+    assert _left_in(tmp_path) == ["Small-Qwen2"]
+
+
+def test_export_bundle__disk_that_fills_up_under_the_quantizer_leaves_nothing(
+    small: Path, tmp_path: Path, file_size_limit: Callable[[int], None]
+) -> None:
+    floats = export_bundle(small, load_profile("host"), tmp_path / "floats", quantization="F32").entry_path
+    file_size_limit(60_000)
+    with pytest.raises(ExportError, match="cannot be quantized to Q8_0"):
+        export_bundle(floats, load_profile("host"), tmp_path / "out", quantization="Q8_0")
+    assert _left_in(tmp_path) == ["Small-Qwen2", "floats"]
+
+
+def test_export_bundle__full_disk_while_copying_is_named(
+    student: Path, tmp_path: Path, file_size_limit: Callable[[int], None]
+) -> None:
+    file_size_limit(1 << 20)
+    with pytest.raises(ExportError, match=os.strerror(errno.EFBIG)):
+        export_bundle(student, load_profile("host"), tmp_path / "out")
+    assert _left_in(tmp_path) == []
+
+
+def test_export_bundle__too_small_a_disk_is_refused_before_the_work(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Usage:
+        free = 1000
+
+    monkeypatch.setattr(pipeline.shutil, "disk_usage", lambda path: Usage)
+    with pytest.raises(ExportError, match=r"0\.0 GB are free"):
+        export_bundle(small, load_profile("host"), tmp_path / "out")
+    assert _left_in(tmp_path) == ["Small-Qwen2"]
+
+
+def test_export_bundle__unwritable_parent_is_an_export_error(small: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(EdgekitError, match="cannot be written"):
+        export_bundle(small, load_profile("host"), tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_export__killed_in_the_middle_leaves_nothing(
+    number: signal.Signals, r1_family: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model = r1_family("R1-Tiny-Llama-1M")
+    command = [sys.executable, "-m", "edgekit", "export", str(model), "--profile", "host"]
+    command = [sys.executable, "-c", "from edgekit.cli.main import main; main()", *command[3:]]
+    child = subprocess.Popen([*command, "--out", str(tmp_path / "out")], stderr=subprocess.PIPE, text=True)
+    assert child.stderr is not None
+    for line in child.stderr:
+        if line.startswith("quantizing"):
+            break
+    time.sleep(0.05)
+    child.send_signal(number)
+    child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert _left_in(tmp_path) == []

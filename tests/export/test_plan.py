@@ -1,0 +1,155 @@
+"""Plans for real R1 students on the profiles that ship."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from edgekit.errors import PlanError
+from edgekit.facts import ModelFacts
+from edgekit.profiles import DeviceProfile, load_profile
+from export.plan import make_plan
+from export.quantization_mix import quantized_facts
+
+# config.json of the distills: layers, width, feed-forward, heads, KV heads, rows of the embedding.
+SHAPES = {
+    "R1-Distill-Qwen-1.5B": ("qwen2", 28, 1536, 8960, 12, 2, 151936),
+    "R1-Distill-Qwen-7B": ("qwen2", 28, 3584, 18944, 28, 4, 152064),
+    "R1-Distill-Llama-8B": ("llama", 32, 4096, 14336, 32, 8, 128256),
+    "R1-Distill-Qwen-32B": ("qwen2", 64, 5120, 27648, 40, 8, 152064),
+    "R1-Distill-Llama-70B": ("llama", 80, 8192, 28672, 64, 8, 128256),
+}
+
+
+def _facts(name: str, quantization: str = "BF16", **changes: Any) -> ModelFacts:
+    architecture, layers, width, ffn, heads, kv_heads, vocabulary = SHAPES[name]
+    per_layer = width * width * 2 + 2 * width * (width // heads) * kv_heads + 3 * width * ffn
+    parameters = layers * per_layer + 2 * width * vocabulary
+    facts = ModelFacts(
+        name=name,
+        architecture=architecture,
+        parameters=parameters,
+        weight_bytes=2 * parameters,
+        bytes_per_token=2 * (parameters - width * vocabulary),
+        quantization="BF16",
+        layers=layers,
+        embedding_length=width,
+        feed_forward_length=ffn,
+        attention_heads=heads,
+        attention_kv_heads=kv_heads,
+        head_length=width // heads,
+        vocabulary=vocabulary,
+        context_train_tokens=131072,
+        tied_embeddings=False,
+    )
+    facts = facts if quantization == "BF16" else quantized_facts(facts, quantization)
+    return facts.model_copy(update=changes)
+
+
+@pytest.fixture
+def pi() -> DeviceProfile:
+    return load_profile("raspberry-pi-5-8gb")
+
+
+def test_make_plan__takes_the_profiles_first_quantization(pi: DeviceProfile) -> None:
+    plan = make_plan(_facts("R1-Distill-Qwen-1.5B"), pi)
+    assert (plan.format, plan.runtime) == ("gguf", "llama.cpp")
+    assert (plan.quantization, plan.conversion) == (pi.quantizations[0], "quantize")
+    assert plan.serve == pi.serve and plan.notes == ()
+    assert plan.forecast.fits and plan.forecast.weights_bytes == plan.facts.weight_bytes
+    # A published Q4_0 of it has 1,066,227,200 bytes, 6 MB of them header.
+    assert plan.facts.weight_bytes == pytest.approx(1_060e6, rel=0.01)
+
+
+def test_make_plan__takes_the_next_quantization_where_the_first_does_not_fit(pi: DeviceProfile) -> None:
+    memory = pi.memory.model_copy(update={"total_mib": 1024 + 5500})
+    profile = pi.model_copy(update={"memory": memory, "quantizations": ("Q8_0", "Q5_K_M", "Q4_0")})
+    plan = make_plan(_facts("R1-Distill-Qwen-7B"), profile)
+    assert plan.quantization == "Q4_0" and plan.serve == pi.serve
+
+
+def test_make_plan__shrinks_the_kv_cache_before_the_context(pi: DeviceProfile) -> None:
+    facts = _facts("R1-Distill-Qwen-7B")
+    full = make_plan(facts, pi).forecast.total_bytes
+    room = 1024 + full // 2**20 - 100
+    profile = pi.model_copy(
+        update={"memory": pi.memory.model_copy(update={"total_mib": room}), "quantizations": ("Q4_0",)}
+    )
+    plan = make_plan(facts, profile)
+    assert (plan.serve.kv_type, plan.serve.context_tokens) == ("q8_0", 8192)
+    assert plan.notes == ("KV cache in q8_0 instead of f16, to fit",)
+    profile = pi.model_copy(
+        update={"memory": pi.memory.model_copy(update={"total_mib": room - 150}), "quantizations": ("Q4_0",)}
+    )
+    plan = make_plan(facts, profile)
+    assert (plan.serve.kv_type, plan.serve.context_tokens) == ("q8_0", 4096)
+    assert plan.notes[-1] == "context 4096 instead of 8192, to fit"
+    assert plan.forecast.fits
+
+
+def test_make_plan__too_large_names_a_lower_quantization_that_fits() -> None:
+    profile = load_profile("jetson-agx-orin-32gb").model_copy(update={"quantizations": ("Q8_0",)})
+    with pytest.raises(
+        PlanError, match="does not fit jetson-agx-orin-32gb: as Q8_0 it needs at least"
+    ) as caught:
+        make_plan(_facts("R1-Distill-Qwen-32B"), profile)
+    hint = caught.value.hint or ""
+    assert hint.startswith("the nearest that fits: --quantization ")
+    nearest = hint.split()[-1]
+    assert make_plan(_facts("R1-Distill-Qwen-32B"), profile, quantization=nearest).forecast.fits
+
+
+def test_make_plan__far_too_large_names_the_size_that_fits(pi: DeviceProfile) -> None:
+    with pytest.raises(PlanError) as caught:
+        make_plan(_facts("R1-Distill-Llama-70B"), pi)
+    assert "7024 MiB are available" in caught.value.message
+    assert "billion weights in Q4_0" in (caught.value.hint or "")
+
+
+def test_make_plan__quantized_student_keeps_its_own(pi: DeviceProfile) -> None:
+    plan = make_plan(_facts("R1-Distill-Qwen-1.5B", "Q5_K_M"), pi)
+    assert (plan.quantization, plan.conversion, plan.notes) == ("Q5_K_M", "keep", ())
+    plan = make_plan(_facts("R1-Distill-Qwen-1.5B", "Q4_1"), pi)
+    assert (plan.quantization, plan.conversion) == ("Q4_1", "keep")
+    assert plan.notes == ("keeps Q4_1, which profile raspberry-pi-5-8gb was not tuned for",)
+
+
+def test_make_plan__asked_for_quantization_is_taken_and_remarked_on(pi: DeviceProfile) -> None:
+    plan = make_plan(_facts("R1-Distill-Qwen-1.5B", "Q8_0"), pi, quantization="Q3_K_M")
+    assert (plan.quantization, plan.conversion) == ("Q3_K_M", "requantize")
+    assert plan.notes[0] == "requantized from Q8_0: the loss of both quantizations adds up"
+    assert "Q3_K_M is not among" in plan.notes[1]
+    assert make_plan(_facts("R1-Distill-Qwen-1.5B"), pi, quantization="F16").conversion == "convert"
+    assert make_plan(_facts("R1-Distill-Qwen-1.5B"), pi, quantization="BF16").conversion == "keep"
+
+
+def test_make_plan__unknown_quantization_and_format_are_refused(pi: DeviceProfile) -> None:
+    facts = _facts("R1-Distill-Qwen-1.5B")
+    with pytest.raises(PlanError, match="'IQ1_S' cannot be exported"):
+        make_plan(facts, pi, quantization="IQ1_S")
+    with pytest.raises(PlanError, match="'onnx' cannot be exported; known are gguf"):
+        make_plan(facts, pi, format="onnx")
+    with pytest.raises(PlanError, match="wants vllm; known are gguf"):
+        make_plan(facts, pi.model_copy(update={"formats": ("vllm",)}))
+
+
+def test_make_plan__context_is_no_longer_than_trained(pi: DeviceProfile) -> None:
+    plan = make_plan(_facts("R1-Distill-Qwen-1.5B", context_train_tokens=2048), pi)
+    assert plan.serve.context_tokens == 2048
+    assert plan.notes == ("context 2048 instead of 8192: the model was trained for no more",)
+
+
+def test_make_plan__unknown_memory_is_said(pi: DeviceProfile) -> None:
+    host = load_profile("host")
+    plan = make_plan(_facts("R1-Distill-Llama-70B"), host)
+    assert plan.notes == ("the device's memory is not known: nothing was checked against it",)
+    assert plan.forecast.fits is None
+    with pytest.raises(PlanError):
+        make_plan(_facts("R1-Distill-Llama-70B"), host.resolved(memory_mib=16384))
+
+
+def test_make_plan__profile_of_another_runtime_is_remarked_on() -> None:
+    plan = make_plan(_facts("R1-Distill-Qwen-7B"), load_profile("a100-80gb"))
+    assert (plan.format, plan.runtime) == ("gguf", "llama.cpp")
+    assert plan.notes[0] == "for llama.cpp; profile a100-80gb prefers vllm"
