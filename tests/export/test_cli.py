@@ -96,7 +96,9 @@ def test_cli__missing_package_names_its_extra(
         "import importlib.util\n"
         "find = importlib.util.find_spec\n"
         f"absent = {module!r}\n"
-        "importlib.util.find_spec = lambda name, package=None: None if name == absent else find(name, package)\n"
+        "def find_spec(name, package=None):\n"
+        "    return None if name == absent else find(name, package)\n"
+        "importlib.util.find_spec = find_spec\n"
         "from edgekit.cli.main import main; main()\n"
     )
     arguments = [verb, str(small), "--profile", "host"]
