@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ def quantize_gguf(
     target: Path,
     quantization: str,
     *,
-    threads: int = 0,
+    threads: int | None = None,
     allow_requantize: bool = False,
     progress: Progress = silent,
 ) -> None:
@@ -36,7 +37,7 @@ def quantize_gguf(
 
     Args:
         quantization: file type as llama-quantize spells it, e.g. "Q4_K_M".
-        threads: 0 lets llama.cpp choose.
+        threads: None takes all processors that this process may use.
         allow_requantize: take quantized tensors as input, too.
 
     Raises:
@@ -49,7 +50,7 @@ def quantize_gguf(
         str(source),
         str(target),
         str(numbers[quantization]),
-        str(threads),
+        str(threads or len(os.sched_getaffinity(0))),
         str(int(allow_requantize)),
     ]
     child = subprocess.Popen(
