@@ -15,6 +15,9 @@ __all__ = ["KvCache", "Lease"]
 _REUSE_FROM_TOKENS = 8
 """A shorter common prefix is not worth throwing away a better parked sequence's tail."""
 
+_PARKED_SHARE = 0.25
+"""Of all cells, for all parked sequences but the last."""
+
 
 @dataclass(slots=True)
 class Lease:
@@ -87,6 +90,17 @@ class KvCache:
         self.used -= len(lease.tokens)
         lease.tokens.clear()
         self._free.append(lease)
+
+    def evict_surplus(self) -> Lease | None:
+        """Free the sequence parked longest while the parked hold more than their share, else None.
+
+        Every step looks past all cells in use, whoever holds them: histories that nobody comes back to would
+        slow down everybody. The one parked last stays, whatever its length.
+        """
+        parked = sum(len(lease.tokens) for lease in self._parked)
+        if len(self._parked) < 2 or parked <= self.cells * _PARKED_SHARE:
+            return None
+        return self.evict()
 
     def evict(self) -> Lease | None:
         """Free the sequence parked longest, None when none is. The caller makes the runner forget it."""

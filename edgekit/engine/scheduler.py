@@ -281,6 +281,8 @@ class Scheduler:
         if stream.lease is not None and keep_tokens:
             self._cache.park(stream.lease)
             stream.lease = None
+            while (evicted := self._cache.evict_surplus()) is not None:
+                self._runner.forget(evicted.sequence, 0)
         self._give_back(stream)
         if stream.sampler is not None:
             stream.sampler.close()

@@ -49,6 +49,23 @@ def test_evict__parked_longest_goes_first() -> None:
     assert cache.evict() is None
 
 
+def test_evict_surplus__oldest_go_until_the_rest_fits_its_share_and_the_newest_stays() -> None:
+    cache = KvCache(cells=100, sequences=4)
+    leases = [cache.lease([index]) for index in range(4)]
+    for index, lease in enumerate(leases):
+        cache.extend(lease, [index] * 10)
+        cache.park(lease)
+    assert cache.evict_surplus() is leases[0]
+    assert cache.evict_surplus() is leases[1]
+    assert cache.evict_surplus() is None
+    longest = cache.lease([7])
+    cache.extend(longest, [7] * 60)
+    cache.park(longest)
+    assert cache.evict_surplus() is leases[2]
+    assert cache.evict_surplus() is leases[3]
+    assert cache.evict_surplus() is None
+
+
 def test_books__balance_over_random_operations() -> None:
     draw = random.Random(7)
     cache = KvCache(cells=10_000, sequences=8)
