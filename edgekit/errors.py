@@ -13,7 +13,8 @@
     │   └── PlanError            the model does not fit the profile
     ├── EngineError              the inference engine failed
     │   ├── ContextOverflowError the prompt does not fit the context
-    │   └── EngineBusyError      the engine's queue is full
+    │   ├── EngineBusyError      the engine's queue is full
+    │   └── EngineStoppedError   the engine is being shut down
     ├── TelemetryError           the broker or its address is not usable
     └── ToolchainError           a build tool failed or is missing
 
@@ -29,6 +30,7 @@ __all__ = [
     "EdgekitError",
     "EngineBusyError",
     "EngineError",
+    "EngineStoppedError",
     "ExportError",
     "IntegrityError",
     "ManifestError",
@@ -146,6 +148,10 @@ class EngineBusyError(EngineError):
         super().__init__(f"the queue is full: {queued} requests are waiting")
         self.queued = queued
         self.retry_after_s = retry_after_s
+
+
+class EngineStoppedError(EngineError):
+    """The engine is being shut down and takes no more requests."""
 
 
 class TelemetryError(EdgekitError):

@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgekit.engine.base import Sampling
-from edgekit.engine.llama_library import ThreadPool, default_threads, load_library, reason_of_failure
+from edgekit.engine.llama_library import (
+    ThreadPool,
+    default_threads,
+    forget_reasons,
+    load_library,
+    reason_of_failure,
+)
 from edgekit.engine.runner import CacheFullError, Slice
 from edgekit.errors import EngineError, ModelFileError
 from edgekit.profiles import ServeSettings
@@ -52,6 +58,11 @@ class LlamaRunner:
         repack: bool = True,
         progress: Callable[[float], None] | None = None,
     ) -> None:
+        if settings.slots > settings.batch_tokens:
+            raise EngineError(
+                f"{settings.slots} streams do not fit a batch of {settings.batch_tokens} tokens",
+                hint="serve with fewer slots, or export with a larger batch",
+            )
         self._api = load_library()
         self._model: Any = None
         self._context: Any = None
@@ -84,6 +95,7 @@ class LlamaRunner:
                 return True
 
             params.progress_callback = on_progress
+        forget_reasons()
         self._model = api.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:
             raise ModelFileError(
@@ -107,6 +119,7 @@ class LlamaRunner:
         params.flash_attn_type = _FLASH_ATTENTION[settings.flash_attention]
         params.kv_unified = True
         params.no_perf = True
+        forget_reasons()
         self._context = api.llama_init_from_model(self._model, params)
         if not self._context:
             raise EngineError(
@@ -146,7 +159,8 @@ class LlamaRunner:
         vocabulary = int(self._api.llama_vocab_n_tokens(self._vocab))
         bos = int(self._api.llama_vocab_bos(self._vocab))
         self.run([Slice(0, 0, [bos if 0 <= bos < vocabulary else 0], sample=True)])
-        self._api.llama_memory_clear(self._memory, True)
+        self._api.llama_memory_clear(self._memory, False)
+        forget_reasons()
 
     @property
     def kv_cells(self) -> int:
@@ -273,9 +287,10 @@ class LlamaSampler:
         self._context = context
         params = api.llama_sampler_chain_default_params()
         params.no_perf = True
+        parts = self._parts(vocab, sampling)
         self._chain = api.llama_sampler_chain_init(params)
-        for sampler in self._parts(vocab, sampling):
-            api.llama_sampler_chain_add(self._chain, sampler)
+        for part in parts:
+            api.llama_sampler_chain_add(self._chain, part)
         if self._penalizes(sampling):
             for token in prompt[-_PENALTY_WINDOW_TOKENS:]:
                 api.llama_sampler_accept(self._chain, token)
@@ -284,9 +299,12 @@ class LlamaSampler:
         api = self._api
         parts: list[Any] = []
         if sampling.logit_bias:
+            count = api.llama_vocab_n_tokens(vocab)
+            # llama.cpp would look for these one by one, for every token that is drawn.
+            if unknown := [token for token in sampling.logit_bias if not 0 <= token < count]:
+                raise EngineError(f"logit_bias: token {unknown[0]} is not one of the model's {count}")
             entries = [api.llama_logit_bias(token, bias) for token, bias in sampling.logit_bias.items()]
             array = (api.llama_logit_bias * len(entries))(*entries)
-            count = api.llama_vocab_n_tokens(vocab)
             parts.append(api.llama_sampler_init_logit_bias(count, len(entries), array))
         if self._penalizes(sampling):
             parts.append(

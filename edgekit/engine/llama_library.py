@@ -20,7 +20,14 @@ import psutil
 
 from edgekit.errors import EngineError, MissingExtraError
 
-__all__ = ["ThreadPool", "default_threads", "load_library", "reason_of_failure"]
+__all__ = [
+    "ThreadPool",
+    "default_threads",
+    "forget_reasons",
+    "load_library",
+    "reason_of_failure",
+    "require_library",
+]
 
 log = logging.getLogger("edgekit.llama_cpp")
 
@@ -51,14 +58,24 @@ _keep_alive: list[Any] = []
 """C holds the log callback's address: Python must not free it."""
 
 
-def _import_bindings() -> Any:
+def require_library() -> list[str]:
+    """Check that the library is installed, without loading it; returns where its package lies.
+
+    Raises:
+        MissingExtraError: llama-cpp-python is not installed.
+    """
     spec = importlib.util.find_spec("llama_cpp")
     if spec is None or spec.submodule_search_locations is None:
         raise MissingExtraError("llama-cpp-python", extra="llama", feature="running a GGUF model")
+    return list(spec.submodule_search_locations)
+
+
+def _import_bindings() -> Any:
+    locations = require_library()
     if "llama_cpp" in sys.modules:
         return _import_or_explain()
     shell = types.ModuleType("llama_cpp")
-    shell.__path__ = list(spec.submodule_search_locations)
+    shell.__path__ = locations
     sys.modules["llama_cpp"] = shell
     try:
         return _import_or_explain()
@@ -73,7 +90,7 @@ def _import_or_explain() -> Any:
     except (OSError, RuntimeError, AttributeError) as error:
         raise EngineError(
             f"llama-cpp-python is installed but its library cannot be loaded: {error}",
-            hint="build it for this machine with: edgekit runtime build --profile host",
+            hint="build it for this machine with: edgekit runtime install",
         ) from error
 
 
@@ -87,11 +104,15 @@ def _take_log_line(level: int, text: bytes, _user_data: Any) -> None:
         del _recent[:-_RECENT_LINES]
 
 
+def forget_reasons() -> None:
+    """Begin a call whose failure is to be explained: what was logged before has nothing to do with it."""
+    _recent.clear()
+
+
 def reason_of_failure() -> str:
-    """Why the last call gave nothing, in the library's own words."""
+    """Why the call gave nothing, in the library's own words."""
     # The last error only repeats that loading failed; the first one says why.
     lines = [line.partition(": ")[2] or line for line in _recent]
-    _recent.clear()
     return next((line for line in lines if "error" in line), lines[0] if lines else "it gave no reason")
 
 

@@ -30,7 +30,13 @@ from edgekit.engine.kv_cache import KvCache
 from edgekit.engine.ledger import Ledger
 from edgekit.engine.runner import CacheFullError, Runner, Slice
 from edgekit.engine.stream import Stream
-from edgekit.errors import ContextOverflowError, EdgekitError, EngineBusyError, EngineError
+from edgekit.errors import (
+    ContextOverflowError,
+    EdgekitError,
+    EngineBusyError,
+    EngineError,
+    EngineStoppedError,
+)
 
 __all__ = ["Scheduler"]
 
@@ -38,6 +44,11 @@ log = logging.getLogger(__name__)
 
 _GROWTH_TOKENS = 32
 """Cells kept free for each running stream when another is admitted, so that it need not step back at once."""
+
+_HAND_OVER_S = 100e-6
+"""After each step, while nobody computes, the cores are left to whoever sends the step's text. A moment later
+he would take a core from one compute thread, and all the others would wait for that one: with eight streams
+over HTTP on two cores this pause gives 4 to 8 % more tokens/s, with one stream 1 to 2 %."""
 
 
 class Scheduler:
@@ -49,6 +60,7 @@ class Scheduler:
         prefill_tokens: prompt tokens of one step while other streams decode; bounds how long a new prompt
             holds them up.
         queue_limit: requests that may wait. One more is refused.
+        on_failure: called on the scheduler's thread when the engine stops for good.
         clock: monotonic seconds.
     """
 
@@ -59,12 +71,14 @@ class Scheduler:
         context_tokens: int,
         prefill_tokens: int = 128,
         queue_limit: int = 64,
+        on_failure: Callable[[EngineError], None] = lambda error: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._runner = runner
         self._context_tokens = min(context_tokens, runner.kv_cells)
         self._prefill_tokens = prefill_tokens
         self._queue_limit = queue_limit
+        self._on_failure = on_failure
         self._clock = clock
         self._cache = KvCache(runner.kv_cells, runner.sequences)
         self._inbox: queue.SimpleQueue[Stream | None] = queue.SimpleQueue()
@@ -73,6 +87,10 @@ class Scheduler:
         self._running: list[Stream] = []
         self._ledger = Ledger(clock)
         self._closing = False
+        self._gate = threading.Condition()
+        """Guards the two below: nothing comes in, and nobody uses the model, once it is freed."""
+        self._stopped = False
+        self._tokenizing = 0
         self._failure: EngineError | None = None
         self._thread = threading.Thread(target=self._work, name="scheduler", daemon=True)
         self._thread.start()
@@ -89,8 +107,6 @@ class Scheduler:
         return self._failure
 
     def submit(self, request: Request, sink: Sink) -> Stream:
-        if self._failure is not None:
-            raise self._failure
         if len(request.prompt) >= self._context_tokens:
             raise ContextOverflowError(len(request.prompt), self._context_tokens)
         if not request.prompt:
@@ -99,11 +115,21 @@ class Scheduler:
         if queued >= self._queue_limit:
             raise EngineBusyError(queued, self._ledger.expected_wait_s(queued, self._runner.sequences))
         stream = Stream(request, sink, now=self._clock(), wake=lambda: self._inbox.put(None))
-        self._inbox.put(stream)
+        with self._gate:
+            self._refuse_when_stopped()
+            self._inbox.put(stream)
         return stream
 
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
-        return self._runner.tokenize(text, add_special=add_special, parse_special=parse_special)
+        with self._gate:
+            self._refuse_when_stopped()
+            self._tokenizing += 1
+        try:
+            return self._runner.tokenize(text, add_special=add_special, parse_special=parse_special)
+        finally:
+            with self._gate:
+                self._tokenizing -= 1
+                self._gate.notify_all()
 
     def stats(self) -> EngineStats:
         return self._ledger.snapshot(
@@ -120,6 +146,10 @@ class Scheduler:
         self._closing = True
         self._inbox.put(None)
         self._thread.join()
+
+    def _refuse_when_stopped(self) -> None:
+        if self._stopped:
+            raise self._failure or EngineStoppedError("the server is shutting down")
 
     def _queued(self) -> int:
         return len(self._waiting) + self._inbox.qsize()
@@ -139,11 +169,21 @@ class Scheduler:
                 f"the engine has stopped: {type(error).__name__}: {error}", hint="restart the server"
             )
         finally:
-            self._take_in(wait=False)
-            reason = self._failure or EngineError("the server is shutting down")
-            for stream in [*self._running, *self._waiting]:
-                self._fail(stream, reason)
-            self._runner.close()
+            self._stop()
+
+    def _stop(self) -> None:
+        """End all streams and free the model."""
+        with self._gate:
+            self._stopped = True
+        self._take_in(wait=False)
+        reason = self._failure or EngineStoppedError("the server is shutting down")
+        for stream in [*self._running, *self._waiting]:
+            self._fail(stream, reason)
+        with self._gate:
+            self._gate.wait_for(lambda: self._tokenizing == 0)
+        self._runner.close()
+        if self._failure is not None:
+            self._on_failure(self._failure)
 
     def _take_in(self, *, wait: bool = True) -> None:
         """Move new streams from the inbox to the queue. With nothing to do, sleep until one comes."""
@@ -167,9 +207,12 @@ class Scheduler:
             lease = self._cache.lease(stream.tokens)
             self._runner.forget(lease.sequence, len(lease.tokens))
             stream.start(lease, now=self._clock())
-            if stream.sampler is None:
-                stream.sampler = self._runner.open_sampler(stream.request.sampling, stream.request.prompt)
             self._running.append(stream)
+            if stream.sampler is None:
+                try:
+                    stream.sampler = self._runner.open_sampler(stream.request.sampling, stream.request.prompt)
+                except EngineError as error:
+                    self._fail(stream, error)
 
     def _has_room_for(self, stream: Stream) -> bool:
         if not self._running:
@@ -200,6 +243,7 @@ class Scheduler:
         self._sample(batch, rows)
         total = sum(len(piece.tokens) for _, piece in batch)
         self._ledger.note_step(self._clock() - started, decoded=decoded, prefilled=total - decoded)
+        time.sleep(_HAND_OVER_S)
 
     def _compose(self) -> list[tuple[Stream, Slice]]:
         """The next step's slices: a token of each generating stream, then prompts within the budget."""

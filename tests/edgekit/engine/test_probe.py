@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import json
 import signal
+import threading
 from pathlib import Path
 
+import psutil
 import pytest
 
 from edgekit.engine.probe import diagnose, probe_model
-from edgekit.errors import EngineError, ModelFileError
+from edgekit.errors import EngineError, EngineStoppedError, ModelFileError
 
 
 def test_probe__real_model_passes(student: Path) -> None:
@@ -45,7 +48,35 @@ def test_probe__truncated_file(student: Path, tmp_path: Path) -> None:
     ],
 )
 def test_diagnose__says_what_the_child_died_of(died_of: signal.Signals, kind: type, said: str) -> None:
-    error = diagnose(Path("m.gguf"), -died_of, "loading\nGGML_ASSERT(n > 0) failed\n")
+    error = diagnose(Path("m.gguf"), -died_of, "", "loading\nGGML_ASSERT(n > 0) failed\n")
     assert isinstance(error, kind)
     assert said in error.message
     assert error.hint
+
+
+def test_diagnose__error_of_the_child_keeps_its_kind_and_its_hint() -> None:
+    report = json.dumps({"kind": "EngineError", "message": "no memory", "hint": "less context"})
+    error = diagnose(Path("m.gguf"), 1, report, "")
+    assert type(error) is EngineError
+    assert (error.message, error.hint) == ("no memory", "less context")
+
+
+def test_diagnose__last_words_cannot_steer_a_terminal() -> None:
+    assert "\x1b" not in diagnose(Path("m.gguf"), 1, "", "Error: \x1b[2J").message
+
+
+def test_probe__modules_in_the_working_directory_are_not_imported(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "psutil.py").write_text("raise SystemExit('imported from the working directory')")
+    monkeypatch.chdir(tmp_path)
+    probe_model(student)
+
+
+def test_probe__stop_kills_the_child(student: Path) -> None:
+    stop = threading.Event()
+    stop.set()
+    before = {child.pid for child in psutil.Process().children()}
+    with pytest.raises(EngineStoppedError):
+        probe_model(student, stop=stop)
+    assert {child.pid for child in psutil.Process().children()} == before

@@ -13,7 +13,7 @@ from edgekit.engine.base import Chunk, Event, Failed, Finished, FinishReason, Re
 from edgekit.engine.runner import CacheFullError, Slice
 from edgekit.engine.scheduler import Scheduler
 from edgekit.engine.stream import Stream
-from edgekit.errors import ContextOverflowError, EngineBusyError, EngineError
+from edgekit.errors import ContextOverflowError, EngineBusyError, EngineError, EngineStoppedError
 
 END = 7
 
@@ -184,6 +184,7 @@ def test_step__mixes_decode_with_bounded_prefill() -> None:
 
 def test_cancel__frees_cells_within_a_step() -> None:
     runner = CheckingRunner()
+    runner.step_s = 0.005
     scheduler = Scheduler(runner, context_tokens=500)
     client, ticket = start(scheduler, [20] * 30, max_tokens=None)
     assert client.first.wait(10)
@@ -249,7 +250,8 @@ def test_step__failure_of_the_runtime_ends_its_streams_and_no_others() -> None:
 
 def test_work__unexpected_error_stops_the_engine_and_says_so() -> None:
     runner = CheckingRunner()
-    scheduler = Scheduler(runner, context_tokens=100)
+    told: list[EngineError] = []
+    scheduler = Scheduler(runner, context_tokens=100, on_failure=told.append)
 
     def explode(slices: Sequence[Slice]) -> list[int]:
         raise ZeroDivisionError("oops")
@@ -259,8 +261,11 @@ def test_work__unexpected_error_stops_the_engine_and_says_so() -> None:
     assert isinstance(client.end(), Failed)
     scheduler._thread.join(10)
     assert scheduler.failure is not None
+    assert told == [scheduler.failure]
     with pytest.raises(EngineError, match="ZeroDivisionError"):
         start(scheduler, [20])
+    with pytest.raises(EngineError, match="ZeroDivisionError"):
+        scheduler.tokenize("text")
 
 
 def test_close__running_and_waiting_streams_are_told() -> None:
@@ -274,6 +279,10 @@ def test_close__running_and_waiting_streams_are_told() -> None:
     assert running.done.is_set()
     assert waiting.done.is_set()
     assert runner.closed
+    with pytest.raises(EngineStoppedError):
+        start(scheduler, [20])
+    with pytest.raises(EngineStoppedError):
+        scheduler.tokenize("text")
 
 
 # The real model.
@@ -312,6 +321,16 @@ def test_real_model__logit_bias_forbids_a_token(engine: Scheduler) -> None:
     )
     client.end()
     assert "Paris" not in client.text
+
+
+def test_real_model__bias_on_an_unknown_token_fails_that_request_only(engine: Scheduler) -> None:
+    client = Client()
+    sampling = Sampling(logit_bias={10**6: 1.0})
+    engine.submit(Request(tuple(engine.tokenize("Hello")), max_tokens=3, sampling=sampling), client.sink)
+    end = client.end()
+    assert isinstance(end, Failed)
+    assert "1000000 is not one of the model's 49152" in str(end.error)
+    assert generate(engine, "Hello", 3) is not None
 
 
 def test_real_model__parallel_streams_do_not_mix(engine: Scheduler) -> None:
