@@ -20,6 +20,7 @@ from edgekit.engine.llama_library import (
     load_library,
     reason_of_failure,
 )
+from edgekit.engine.mapping import release_mapping
 from edgekit.engine.runner import CacheFullError, Slice
 from edgekit.errors import EngineError, ModelFileError
 from edgekit.profiles import ServeSettings
@@ -78,6 +79,7 @@ class LlamaRunner:
         self._make_batch()
         self._pieces: dict[int, bytes] = {}
         self._warm_up()
+        release_mapping(path)
 
     def _load_model(
         self, path: Path, settings: ServeSettings, repack: bool, progress: Callable[[float], None] | None

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+
+import psutil
+
+from edgekit.engine.mapping import release_mapping
+
+
+def resident(path: Path) -> int:
+    return sum(entry.rss for entry in psutil.Process().memory_maps() if entry.path == str(path))
+
+
+def test_release_mapping__pages_go_and_come_back_unchanged(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    content = bytes(range(256)) * 4096 * 8
+    path.write_bytes(content)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert mapped[:] == content
+        assert resident(path) > 0.9 * len(content)
+        assert release_mapping(path) >= len(content)
+        assert resident(path) == 0
+        assert mapped[:] == content
+
+
+def test_release_mapping__writable_and_other_mappings_are_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "other"
+    path.write_bytes(b"a" * 2**16)
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+        mapped[0:1] = b"b"
+        assert release_mapping(path) == 0
+        assert mapped[0:1] == b"b"
+    assert release_mapping(tmp_path / "absent") == 0
