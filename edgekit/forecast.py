@@ -75,7 +75,7 @@ def compute_bytes(facts: ModelFacts, serve: ServeSettings) -> int:
     32-bit floats, with E the embedding, F the feed-forward length, V the vocabulary, Q = heads x head length,
     K = KV heads x head length:
 
-        output projection    V + 3 E
+        output projection    3 E, and V for each slot: only a stream's last token has logits (n_outputs_max)
         feed-forward         3 F + 4 E, and the attention mask
         attention            3 E + 2 Q + K, and the mask (16 bit per cell), with flash attention
                              2 E + 3 Q + 2 K, and scores and mask (heads + 1 floats per cell), without
@@ -87,7 +87,8 @@ def compute_bytes(facts: ModelFacts, serve: ServeSettings) -> int:
     """
     embedding, heads = facts.embedding_length, facts.attention_heads
     queries, keys = heads * facts.head_length, facts.attention_kv_heads * facts.head_length
-    output = facts.vocabulary + 3 * embedding
+    ubatch = min(serve.ubatch_tokens, serve.batch_tokens)
+    output = facts.vocabulary * min(serve.slots, ubatch) / ubatch + 3 * embedding
     feed_forward = 3 * facts.feed_forward_length + 4 * embedding
     if serve.flash_attention is False:
         mask = float(serve.cells)
@@ -96,7 +97,6 @@ def compute_bytes(facts: ModelFacts, serve: ServeSettings) -> int:
         mask = serve.cells / 2
         attention = 3 * embedding + 2 * queries + keys
     floats = max(output, feed_forward + mask, attention + mask)
-    ubatch = min(serve.ubatch_tokens, serve.batch_tokens)
     return round(4 * (ubatch * floats + serve.slots * facts.vocabulary))
 
 

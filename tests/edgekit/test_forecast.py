@@ -89,7 +89,7 @@ for cells, ubatch, slots, flash in json.loads(sys.argv[2]):
     lines.clear()
     params = llama_cpp.llama_context_default_params()
     params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = cells, 512, ubatch, slots
-    params.kv_unified, params.flash_attn_type = True, flash
+    params.kv_unified, params.flash_attn_type, params.n_outputs_max = True, flash, slots
     context = llama_cpp.llama_init_from_model(model, params)
     log = "".join(lines)
     found.append({kind: float(re.search(kind + r" buffer size =\\s+([0-9.]+) MiB", log).group(1))
