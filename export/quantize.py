@@ -54,7 +54,8 @@ def quantize_gguf(
         str(int(allow_requantize)),
     ]
     child = subprocess.Popen(
-        [sys.executable, "-m", "export.quantize_worker", *arguments],
+        # -P: without it `-m` looks for modules in the working directory first.
+        [sys.executable, "-P", "-m", "export.quantize_worker", *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -27,6 +27,7 @@ import psutil
 
 from edgekit.bundle.signing import generate_key_pair, write_key_pair
 from edgekit.engine.llama_library import default_threads
+from edgekit.errors import EdgekitError
 from edgekit.load import Load, measure
 from edgekit.profiles import load_profile, resolve_host
 from export.demo.broker import free_port
@@ -50,8 +51,12 @@ def running(command: list[str], port: int, environ: dict[str, str] | None = None
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environ)
         try:
-            wait_until_ready(port, timeout_s=120)
+            wait_until_ready(port, timeout_s=120, is_alive=lambda: process.poll() is None)
             yield psutil.Process(process.pid)
+        except EdgekitError:
+            log.seek(0)
+            say(log.read().decode("utf-8", "replace"))
+            raise
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)

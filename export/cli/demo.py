@@ -16,9 +16,11 @@ def demo(
     ),
 ) -> None:
     """Fetch a real student, export, sign, verify, serve, ask, and show its telemetry."""
+    from export.cli.interrupt import interrupt_on_sigterm
     from export.demo import run_demo
     from export.progress import stream_progress
 
+    interrupt_on_sigterm()
     result = run_demo(out, say=lambda text: typer.echo(text, nl=False), progress=stream_progress())
     memory = (
         "" if result.server_rss_bytes is None else f", {result.server_rss_bytes / 2**20:.0f} MiB resident"

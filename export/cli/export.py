@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -47,12 +46,12 @@ def export(
 ) -> None:
     """Export MODEL for a device into a bundle: planned, quantized, tried, hashed and signed."""
     from edgekit.profiles import load_profile
+    from export.cli.interrupt import interrupt_on_sigterm
     from export.cli.plan import known_format, memory_mib_for
     from export.pipeline import export_bundle
     from export.progress import silent, stream_progress
 
-    # Ended by a service manager, the export must clean up as on Ctrl-C.
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupt_on_sigterm()
     try:
         device = load_profile(profile)
         bundle = export_bundle(
@@ -86,10 +85,6 @@ def _secret_key(path: Path | None, password_file: Path | None) -> SecretKey | No
     from edgekit.bundle.signing import load_secret_key, read_password
 
     return load_secret_key(path, None if password_file is None else read_password(password_file))
-
-
-def _interrupt(_number: int, _frame: object) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def _facts(bundle: Bundle) -> dict[str, Any]:

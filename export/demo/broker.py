@@ -75,7 +75,11 @@ def _mosquitto(program: str, port: int, directory: Path) -> Iterator[None]:
             yield
         finally:
             process.terminate()
-            process.wait(10)
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -25,20 +25,25 @@ class Answer:
     tokens: int = 0
 
 
-def wait_until_ready(port: int, *, timeout_s: float) -> None:
+def wait_until_ready(port: int, *, timeout_s: float, is_alive: Callable[[], bool]) -> None:
     """Wait until GET /health answers 200.
 
+    Args:
+        is_alive: says whether the server's process still runs.
+
     Raises:
-        EdgekitError: it does not, within the time.
+        EdgekitError: it does not within the time, or the server ended.
     """
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
+        if not is_alive():
+            raise EdgekitError(f"the server on port {port} ended before it was ready")
         with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
             try:
                 connection.request("GET", "/health")
                 if connection.getresponse().status == 200:
                     return
-            except OSError:
+            except (OSError, http.client.HTTPException):
                 pass
         time.sleep(_POLL_S)
     raise EdgekitError(f"the server on port {port} is not ready after {timeout_s:.0f} s")
@@ -48,8 +53,16 @@ def stream_answer(port: int, question: str, answer: Answer, *, max_tokens: int =
     """The answer's text, piece by piece, reasoning included. `answer` has the figures at the end.
 
     Raises:
-        EdgekitError: the server answers with an error.
+        EdgekitError: the server answers with an error, or is gone before the answer's end.
     """
+    try:
+        yield from _events(port, question, answer, max_tokens)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise EdgekitError(f"the connection to the server was lost: {error}") from error
+    answer.tokens = answer.timings["predicted_n"] if answer.timings else 0
+
+
+def _events(port: int, question: str, answer: Answer, max_tokens: int) -> Iterator[str]:
     body = {
         "messages": [{"role": "user", "content": question}],
         "max_tokens": max_tokens,
@@ -65,6 +78,8 @@ def stream_answer(port: int, question: str, answer: Answer, *, max_tokens: int =
             said = response.read().decode("utf-8", "replace")
             raise EdgekitError(f"the server answers {response.status}: {said}")
         while line := response.readline():
+            if line.startswith(b"data: [DONE]"):
+                return
             if not line.startswith(b"data: {"):
                 continue
             event = json.loads(line[6:])
@@ -73,4 +88,5 @@ def stream_answer(port: int, question: str, answer: Answer, *, max_tokens: int =
             answer.timings = event.get("timings", answer.timings)
             delta = event["choices"][0]["delta"]
             yield delta.get("reasoning_content", "") + delta.get("content", "")
-    answer.tokens = answer.timings["predicted_n"] if answer.timings else 0
+    # http.client takes a connection that closes between two chunks for the end.
+    raise EdgekitError("the connection to the server was lost before the answer's end")

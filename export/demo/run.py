@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import signal
 import subprocess
@@ -31,6 +32,7 @@ _QUESTION = "What is a neural network? Answer in three sentences."
 _FLEET = "demo"
 _REPORT_S = 1.0
 _READY_S = 120
+_ENDING_S = 1
 _TELEMETRY_S = 30
 
 
@@ -52,7 +54,12 @@ class DemoResult:
 
 
 def run_demo(
-    directory: Path, *, say: Callable[[str], None], progress: Progress, student: Path | None = None
+    directory: Path,
+    *,
+    say: Callable[[str], None],
+    progress: Progress,
+    student: Path | None = None,
+    which: Callable[..., str | None] = shutil.which,
 ) -> DemoResult:
     """Do the main job once and leave nothing running.
 
@@ -61,6 +68,7 @@ def run_demo(
         say: takes text for the terminal, as it comes.
         progress: long steps.
         student: the model to take; None fetches SmolLM2-135M-Instruct.
+        which: finds the broker, as `shutil.which` does.
 
     Raises:
         EdgekitError: any step failed.
@@ -86,12 +94,13 @@ def run_demo(
     manifest = bundle.manifest
     say(f"\nbundle    {bundle.path}: {manifest.model.quantization}, release {manifest.release}\n")
     say(f"verified  all files match the manifest, signed by key {bundle.signed_by}\n")
-    with running_broker(directory) as broker:
+    with running_broker(directory, which=which) as broker:
         say(f"broker    {broker.name}, {broker.url}\n")
         with FleetSubscriber(broker.url, fleet=_FLEET) as subscriber:
             port = free_port()
-            with _running_server(bundle, public_path, port, broker.url, directory / "server.log"):
-                wait_until_ready(port, timeout_s=_READY_S)
+            log_path = directory / "server.log"
+            with _running_server(bundle, public_path, port, broker.url, log_path) as server:
+                wait_until_ready(port, timeout_s=_READY_S, is_alive=lambda: server.poll() is None)
                 say(f"serving   http://127.0.0.1:{port}/v1\n\n> {_QUESTION}\n")
                 answer = Answer()
                 for text in stream_answer(port, _QUESTION, answer):
@@ -123,10 +132,11 @@ def _clear(directory: Path) -> None:
 @contextmanager
 def _running_server(
     bundle: Bundle, public_key: Path, port: int, broker_url: str, log_path: Path
-) -> Iterator[None]:
+) -> Iterator[subprocess.Popen[bytes]]:
     """`edgekit serve` as a user runs it, in a process of its own."""
     options = ["--port", str(port), "--public-key", str(public_key), "--mqtt", broker_url, "--fleet", _FLEET]
-    command = [sys.executable, "-m", "edgekit", "serve", str(bundle.path), *options]
+    # -P: without it `-m` looks for modules in the working directory first.
+    command = [sys.executable, "-P", "-m", "edgekit", "serve", str(bundle.path), *options]
     with log_path.open("wb") as log:
         server = subprocess.Popen(
             [*command, "--telemetry-interval", str(_REPORT_S)],
@@ -135,11 +145,16 @@ def _running_server(
             stdin=subprocess.DEVNULL,
         )
         try:
-            yield
+            yield server
         except EdgekitError as error:
-            if server.poll() is not None:
-                said = log_path.read_text("utf-8", "replace").strip().splitlines()
-                raise EdgekitError(f"the server ended: {said[-1] if said else 'it said nothing'}") from error
+            # Its connections close before it has ended.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.wait(_ENDING_S)
+            if server.returncode is not None:
+                raise EdgekitError(
+                    f"the server ended with status {server.returncode}: {_last_words(log_path)}",
+                    hint=f"all that it said is in {log_path}",
+                ) from error
             raise
         finally:
             server.send_signal(signal.SIGTERM)
@@ -148,6 +163,17 @@ def _running_server(
             except subprocess.TimeoutExpired:
                 server.kill()
                 server.wait()
+
+
+def _last_words(log_path: Path) -> str:
+    """The log's last message: its last line, or a line and those indented under it."""
+    words: list[str] = []
+    for line in reversed(log_path.read_text("utf-8", "replace").splitlines()):
+        if line.strip():
+            words.insert(0, line.strip())
+            if not line.startswith(" "):
+                break
+    return "; ".join(words) or "it said nothing"
 
 
 def _show_until_decoded(subscriber: FleetSubscriber, say: Callable[[str], None]) -> Received:

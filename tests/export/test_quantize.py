@@ -34,6 +34,15 @@ def test_quantize_gguf__result_loads_and_decodes(quantization: str, floats: Path
     assert steps == [(f"quantizing to {quantization}", done, total) for done in range(1, total + 1)]
 
 
+def test_quantize_gguf__takes_no_module_of_the_working_directory(
+    floats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ctypes.py").write_text("raise SystemExit('ctypes.py of the working directory ran')\n")
+    (tmp_path / "psutil.py").write_text("raise SystemExit('psutil.py of the working directory ran')\n")
+    monkeypatch.chdir(tmp_path)
+    quantize_gguf(floats, tmp_path / "out.gguf", "Q8_0", threads=1)
+
+
 def test_quantize_gguf__quantized_input_is_refused_by_default(floats: Path, tmp_path: Path) -> None:
     quantize_gguf(floats, tmp_path / "once.gguf", "Q8_0", threads=1)
     with pytest.raises(
