@@ -8,12 +8,11 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Response
-from fastapi.responses import JSONResponse
 
 from edgekit import __version__
 from edgekit.server.access import ApiKeys
 from edgekit.server.chat import ChatStream
-from edgekit.server.errors import ApiError, install_error_handlers
+from edgekit.server.errors import ApiError, JsonAnswer, install_error_handlers
 from edgekit.server.limits import BodyLimit
 from edgekit.server.metrics import CONTENT_TYPE, Metrics
 from edgekit.server.model import ModelSlot
@@ -59,7 +58,7 @@ def create_app(slot: ModelSlot, *, metrics: Metrics | None = None, keys: ApiKeys
     async def list_models() -> dict[str, Any]:
         return {"object": "list", "data": [_describe(slot)]}
 
-    @app.get("/v1/models/{name}", dependencies=guarded)
+    @app.get("/v1/models/{name:path}", dependencies=guarded)
     async def show_model(name: str) -> dict[str, Any]:
         described = _describe(slot)
         if name != described["id"]:
@@ -73,7 +72,7 @@ def create_app(slot: ModelSlot, *, metrics: Metrics | None = None, keys: ApiKeys
         stream = await ChatStream.open(body, slot.ready_model(), slot.bridge)
         if body.stream:
             return EventStreamResponse(stream.chunks(), on_disconnect=stream.cancel)
-        return JSONResponse(await _answer_unless_gone(stream, request))
+        return JsonAnswer(await _answer_unless_gone(stream, request))
 
     return app
 

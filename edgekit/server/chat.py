@@ -63,8 +63,17 @@ class ChatStream:
                 code="no_chat_template",
             )
         prompt = model.template.render([message.as_template_message() for message in body.messages])
+        prompt = _whole_characters(prompt)
+        tokens = tuple(await _tokenize(model, prompt))
+        if not tokens:
+            raise ApiError(
+                400,
+                "the model's chat template makes an empty prompt of these messages",
+                param="messages",
+                code="empty_prompt",
+            )
         request = EngineRequest(
-            prompt=tuple(await _tokenize(model, prompt)),
+            prompt=tokens,
             max_tokens=body.answer_limit,
             sampling=_sampling(body, model),
             stop=body.stops,
@@ -155,6 +164,16 @@ class ChatStream:
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model_name}
+
+
+def _whole_characters(text: str) -> str:
+    """The text with U+FFFD for halves of surrogate pairs: JSON can write them alone, tokenizers take UTF-8.
+
+    They come from clients that cut a text in the middle of an emoji.
+    """
+    if text.isascii():
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 async def _tokenize(model: LoadedModel, prompt: str) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,9 +13,17 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from edgekit.engine.chat_template import ChatTemplateError
-from edgekit.errors import ContextOverflowError, EdgekitError, EngineBusyError
+from edgekit.errors import ContextOverflowError, EdgekitError, EngineBusyError, EngineStoppedError
 
-__all__ = ["ApiError", "error_body", "install_error_handlers"]
+__all__ = ["ApiError", "JsonAnswer", "error_body", "install_error_handlers"]
+
+
+class JsonAnswer(JSONResponse):
+    """JSON that may repeat what a client sent: half of a surrogate pair, which UTF-8 lacks, becomes '?'."""
+
+    def render(self, content: Any) -> bytes:
+        text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return text.encode("utf-8", "replace")
 
 
 class ApiError(EdgekitError):
@@ -63,6 +72,14 @@ class ApiError(EdgekitError):
             return cls(
                 429, error.message, kind="rate_limit_error", code="queue_full", headers={"Retry-After": wait}
             )
+        if isinstance(error, EngineStoppedError):
+            return cls(
+                503,
+                error.message,
+                kind="unavailable_error",
+                code="shutting_down",
+                headers={"Retry-After": "1"},
+            )
         return cls(500, error.message, kind="server_error", code="engine_error")
 
 
@@ -81,22 +98,28 @@ def install_error_handlers(app: FastAPI) -> None:
     """Let every error that leaves a route reach the client in OpenAI's words."""
 
     @app.exception_handler(EdgekitError)
-    async def on_edgekit_error(_request: Request, error: EdgekitError) -> JSONResponse:
+    async def on_edgekit_error(_request: Request, error: EdgekitError) -> JsonAnswer:
         answer = ApiError.from_error(error)
-        return JSONResponse(answer.body(), answer.status, headers=answer.headers)
+        return JsonAnswer(answer.body(), answer.status, headers=answer.headers)
 
     @app.exception_handler(RequestValidationError)
-    async def on_invalid_body(_request: Request, error: RequestValidationError) -> JSONResponse:
+    async def on_invalid_body(_request: Request, error: RequestValidationError) -> JsonAnswer:
         message, param = _first_problem(error.errors())
-        return JSONResponse(error_body(message, kind="invalid_request_error", param=param), 400)
+        return JsonAnswer(error_body(message, kind="invalid_request_error", param=param), 400)
 
     @app.exception_handler(HTTPException)
-    async def on_http_error(request: Request, error: HTTPException) -> JSONResponse:
+    async def on_http_error(request: Request, error: HTTPException) -> JsonAnswer:
         message = str(error.detail)
         if error.status_code in (404, 405):
             message = f"{message}: {request.method} {request.url.path}"
         body = error_body(message, kind="invalid_request_error", code=f"http_{error.status_code}")
-        return JSONResponse(body, error.status_code, headers=error.headers)
+        return JsonAnswer(body, error.status_code, headers=error.headers)
+
+    @app.exception_handler(Exception)
+    async def on_defect(_request: Request, error: Exception) -> JsonAnswer:
+        # Starlette raises the error again once this is sent, and uvicorn logs it with its traceback.
+        message = f"the server failed on this request: {type(error).__name__}"
+        return JsonAnswer(error_body(message, kind="server_error", code="internal_error"), 500)
 
 
 def _first_problem(problems: Sequence[Any]) -> tuple[str, str | None]:

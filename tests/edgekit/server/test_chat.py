@@ -14,6 +14,8 @@ from live_server import load_student, running_server, wait_until_ready
 
 QUESTION = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
 
+JSON = {"content-type": "application/json"}
+
 
 @pytest.fixture
 def client(server_url: str) -> openai.OpenAI:
@@ -94,6 +96,15 @@ def test_seed__same_seed_same_text(server_url: str) -> None:
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_half_a_character__is_replaced(server_url: str) -> None:
+    """A client that cuts a text in the middle of an emoji sends half of a surrogate pair."""
+    content = '{"messages": [{"role": "user", "content": "cut \\ud83d"}], "max_tokens": 1}'
+    response = httpx.post(f"{server_url}/v1/chat/completions", content=content, headers=JSON)
+    assert response.status_code == 200
+    whole = chat(server_url, messages=[{"role": "user", "content": "cut \ufffd"}], max_tokens=1).json()
+    assert response.json()["usage"]["prompt_tokens"] == whole["usage"]["prompt_tokens"]
+
+
 def test_history__second_turn_finds_the_first_in_the_cache(server_url: str) -> None:
     first = chat(server_url, temperature=0, max_tokens=24).json()
     messages = [*QUESTION, first["choices"][0]["message"], {"role": "user", "content": "And of Italy?"}]
@@ -118,13 +129,17 @@ def test_history__second_turn_finds_the_first_in_the_cache(server_url: str) -> N
         ({"response_format": {"type": "json_object"}}, 400, "response_format", "not supported"),
         ({"tools": [{"type": "function"}]}, 400, "tools", "not supported"),
         ({"model": "gpt-4o"}, 404, "model", "this server has 'smollm2'"),
+        ({"model": "\ud800"}, 404, "model", "this server has 'smollm2'"),
+        ({"\ud800": 1}, 400, None, "unicode"),
         ({"messages": [{"role": "user", "content": "word " * 2000}]}, 400, "messages", "context holds 512"),
     ],
 )
 def test_bad_request__names_the_field(
     server_url: str, body: dict[str, Any], status: int, param: str | None, said: str
 ) -> None:
-    response = chat(server_url, **body)
+    # httpx would refuse to write lone surrogates; a client's JSON can spell them all the same.
+    content = json.dumps({"messages": QUESTION, **body})
+    response = httpx.post(f"{server_url}/v1/chat/completions", content=content, headers=JSON)
     assert response.status_code == status
     error = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
@@ -182,6 +197,14 @@ def test_many_requests__none_is_lost_and_the_queue_is_bounded(server_url: str) -
             assert response.json()["choices"][0]["message"]["content"].startswith("The capital")
         else:
             assert int(response.headers["retry-after"]) >= 1
+
+
+def test_empty_prompt__is_refused(student: Path) -> None:
+    with running_server(lambda: load_student(student, template="{{ '' }}")) as url:
+        wait_until_ready(url)
+        response = chat(url)
+        assert response.status_code == 400
+        assert response.json()["error"]["code"] == "empty_prompt"
 
 
 def test_reasoning__is_split_off_in_both_shapes(student: Path) -> None:
