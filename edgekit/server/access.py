@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import logging
 from pathlib import Path
 
-from fastapi import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edgekit.errors import UsageError
-from edgekit.server.errors import ApiError
+from edgekit.server.errors import ApiError, JsonAnswer
 
-__all__ = ["ApiKeys", "is_loopback"]
+__all__ = ["ApiKeys", "KeyCheck", "is_loopback"]
+
+log = logging.getLogger(__name__)
+
+_OPEN_PATHS = frozenset({"/health"})
+"""What load balancers ask; it tells nothing but whether the model answers."""
 
 
 class ApiKeys:
-    """The keys that open the API; with none, everybody may ask.
+    """The keys that open the API."""
 
-    Use as a FastAPI dependency.
-    """
-
-    def __init__(self, keys: frozenset[str] = frozenset()) -> None:
+    def __init__(self, keys: frozenset[str]) -> None:
         self._keys = tuple(key.encode() for key in keys)
 
     @classmethod
@@ -31,29 +34,53 @@ class ApiKeys:
             UsageError: the file cannot be read or has no key.
         """
         try:
-            lines = path.read_text("utf-8").splitlines()
+            text = path.read_text("utf-8-sig")
+            mode = path.stat().st_mode
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{path}: cannot read the API keys: {error}") from error
-        keys = frozenset(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+        lines = (line.strip() for line in text.splitlines())
+        keys = frozenset(line for line in lines if line and not line.startswith("#"))
         if not keys:
             raise UsageError(f"{path}: holds no API key", hint="write one key a line")
+        if mode & 0o044:
+            log.warning("%s: other users of this machine can read the API keys: chmod 600 it", path)
         return cls(keys)
 
-    async def __call__(self, request: Request) -> None:
-        """Let the request pass, or answer 401."""
-        if not self._keys:
-            return
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    def open_to(self, authorization: bytes) -> bool:
+        """Whether the value of an Authorization header carries one of the keys."""
+        scheme, _, given = authorization.partition(b" ")
         # Every key is compared, in constant time: the answer's delay tells nothing.
-        matches = [hmac.compare_digest(given.strip().encode(), key) for key in self._keys]
-        if scheme.lower() != "bearer" or not any(matches):
-            raise ApiError(
+        matches = [hmac.compare_digest(given.strip(), key) for key in self._keys]
+        return scheme.lower() == b"bearer" and any(matches)
+
+
+class KeyCheck:
+    """ASGI middleware that answers 401 to requests without a key, before anything of their body is read.
+
+    /health stays open; /metrics does not.
+
+    Args:
+        app: the application behind it.
+        keys: who may pass.
+    """
+
+    def __init__(self, app: ASGIApp, *, keys: ApiKeys) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        guarded = scope["type"] == "http" and scope["path"] not in _OPEN_PATHS
+        if guarded and not self._keys.open_to(dict(scope["headers"]).get(b"authorization", b"")):
+            error = ApiError(
                 401,
                 "this server needs an API key: send 'Authorization: Bearer KEY'",
                 kind="authentication_error",
                 code="invalid_api_key",
-                headers={"WWW-Authenticate": "Bearer"},
             )
+            answer = JsonAnswer(error.body(), error.status, headers={"WWW-Authenticate": "Bearer"})
+            await answer(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
 
 
 def is_loopback(host: str) -> bool:

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response
 
 from edgekit import __version__
-from edgekit.server.access import ApiKeys
+from edgekit.server.access import ApiKeys, KeyCheck
 from edgekit.server.chat import ChatStream
 from edgekit.server.errors import ApiError, JsonAnswer, install_error_handlers
 from edgekit.server.limits import BodyLimit
@@ -22,15 +22,23 @@ from edgekit.server.sse import EventStreamResponse, until_disconnect
 __all__ = ["create_app"]
 
 _MAX_BODY_BYTES = 4 * 2**20
+_BODY_TIMEOUT_S = 30.0
 
 
-def create_app(slot: ModelSlot, *, metrics: Metrics | None = None, keys: ApiKeys | None = None) -> FastAPI:
+def create_app(
+    slot: ModelSlot,
+    *,
+    metrics: Metrics | None = None,
+    keys: ApiKeys | None = None,
+    body_timeout_s: float = _BODY_TIMEOUT_S,
+) -> FastAPI:
     """The ASGI application.
 
     Args:
         slot: the model; loading begins when the application starts, and it is closed when that ends.
         metrics: what GET /metrics shows.
-        keys: who may use /v1; None lets everybody.
+        keys: who may use all but /health; None lets everybody.
+        body_timeout_s: how long a request's body may take to arrive.
     """
     metrics = metrics or Metrics(slot)
 
@@ -40,10 +48,20 @@ def create_app(slot: ModelSlot, *, metrics: Metrics | None = None, keys: ApiKeys
         yield
         await asyncio.to_thread(slot.close)
 
-    app = FastAPI(title="edgekit", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_middleware(BodyLimit, max_bytes=_MAX_BODY_BYTES)
+    app = FastAPI(
+        title="edgekit",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        # Beyond this machine, nobody needs to be told what there is to try.
+        openapi_url="/openapi.json" if keys is None else None,
+    )
+    app.add_middleware(BodyLimit, max_bytes=_MAX_BODY_BYTES, timeout_s=body_timeout_s)
+    if keys is not None:
+        # Added last, so it comes first.
+        app.add_middleware(KeyCheck, keys=keys)
     install_error_handlers(app)
-    guarded = [Depends(keys or ApiKeys())]
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -54,11 +72,11 @@ def create_app(slot: ModelSlot, *, metrics: Metrics | None = None, keys: ApiKeys
     async def prometheus_metrics() -> Response:
         return Response(metrics.render(), media_type=CONTENT_TYPE)
 
-    @app.get("/v1/models", dependencies=guarded)
+    @app.get("/v1/models")
     async def list_models() -> dict[str, Any]:
         return {"object": "list", "data": [_describe(slot)]}
 
-    @app.get("/v1/models/{name:path}", dependencies=guarded)
+    @app.get("/v1/models/{name:path}")
     async def show_model(name: str) -> dict[str, Any]:
         described = _describe(slot)
         if name != described["id"]:
@@ -67,7 +85,7 @@ def create_app(slot: ModelSlot, *, metrics: Metrics | None = None, keys: ApiKeys
             )
         return described
 
-    @app.post("/v1/chat/completions", dependencies=guarded)
+    @app.post("/v1/chat/completions")
     async def create_chat_completion(body: ChatCompletionRequest, request: Request) -> Response:
         stream = await ChatStream.open(body, slot.ready_model(), slot.bridge)
         if body.stream:

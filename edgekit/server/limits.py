@@ -1,48 +1,48 @@
-"""What a request may weigh: a device must not be filled up by one body."""
+"""What a request may weigh and take: a device must not be filled up by one body, nor held by a slow one."""
 
 from __future__ import annotations
 
-import json
+import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from edgekit.server.errors import ApiError
+from edgekit.server.errors import ApiError, JsonAnswer
 
 __all__ = ["BodyLimit"]
 
 
 class BodyLimit:
-    """ASGI middleware that refuses bodies over a size with 413, whether their length is announced or not.
+    """ASGI middleware that reads bodies ahead and refuses what is too large (413) or too slow (408).
 
     Args:
         app: the application behind it.
-        max_bytes: the largest body.
+        max_bytes: the largest body, whether its length is announced or not.
+        timeout_s: how long a body may take to arrive.
     """
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, max_bytes: int, timeout_s: float) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        announced = dict(scope["headers"]).get(b"content-length", b"0")
-        if announced.isdigit() and int(announced) > self._max_bytes:
-            await self._refuse(send)
-            return
         # Read ahead: past this point nobody could answer 413 any more.
-        body = bytearray()
-        more = True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(body) > self._max_bytes:
-                await self._refuse(send)
-                return
+        try:
+            body = await asyncio.wait_for(self._read(scope, receive), self._timeout_s)
+        except ApiError as error:
+            await _refuse(error, scope, receive, send)
+            return
+        except asyncio.TimeoutError:
+            late = ApiError(
+                408, f"the body did not arrive within {self._timeout_s:g} s", code="body_too_slow"
+            )
+            await _refuse(late, scope, receive, send)
+            return
+        if body is None:
+            return
         handed_over = False
 
         async def replay() -> Message:
@@ -50,13 +50,32 @@ class BodyLimit:
             if handed_over:
                 return await receive()
             handed_over = True
-            return {"type": "http.request", "body": bytes(body), "more_body": False}
+            return {"type": "http.request", "body": body, "more_body": False}
 
         await self._app(scope, replay, send)
 
-    async def _refuse(self, send: Send) -> None:
-        error = ApiError(413, f"the body is larger than {self._max_bytes} bytes", code="body_too_large")
-        content = json.dumps(error.body()).encode()
-        headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
-        await send({"type": "http.response.start", "status": 413, "headers": headers})
-        await send({"type": "http.response.body", "body": content, "more_body": False})
+    async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
+        """The whole body; None when the client has gone before its end."""
+        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        if announced.isdigit() and int(announced) > self._max_bytes:
+            raise self._too_large()
+        body = bytearray()
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > self._max_bytes:
+                raise self._too_large()
+        return bytes(body)
+
+    def _too_large(self) -> ApiError:
+        return ApiError(413, f"the body is larger than {self._max_bytes} bytes", code="body_too_large")
+
+
+async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+    # The rest of the body is still to come: the connection is of no more use.
+    answer = JsonAnswer(error.body(), error.status, headers={"Connection": "close"})
+    await answer(scope, receive, send)

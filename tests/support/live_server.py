@@ -25,13 +25,17 @@ from edgekit.server.model import LoadedModel, ModelSlot
 
 
 @contextmanager
-def running_server(load: Callable[[], LoadedModel], keys: ApiKeys | None = None) -> Iterator[str]:
+def running_server(
+    load: Callable[[], LoadedModel], keys: ApiKeys | None = None, *, body_timeout_s: float = 30.0
+) -> Iterator[str]:
     """Serve until the block ends; yields the base URL."""
     slot = ModelSlot(load, on_ready=lambda model: metrics.watch(model.engine))
     metrics = Metrics(slot, {"release": "1"})
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(create_app(slot, metrics=metrics, keys=keys), log_config=None)
+    config = uvicorn.Config(
+        create_app(slot, metrics=metrics, keys=keys, body_timeout_s=body_timeout_s), log_config=None
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()

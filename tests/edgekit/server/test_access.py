@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from live_server import load_student, running_server, wait_until_ready
+
+from edgekit.errors import UsageError
+from edgekit.server.access import ApiKeys, is_loopback
+
+
+@pytest.fixture(scope="module")
+def guarded_url(student: Path) -> Iterator[str]:
+    keys = ApiKeys(frozenset({"secret-1", "sécret-2"}))
+    with running_server(lambda: load_student(student), keys) as url:
+        wait_until_ready(url)
+        yield url
+
+
+def ask(url: str, path: str, authorization: str) -> httpx.Response:
+    return httpx.get(url + path, headers={"authorization": authorization.encode()})
+
+
+def first_answer(url: str, request: str) -> str:
+    """What the server says to a request whose body never comes."""
+    where = urlsplit(url)
+    with socket.create_connection((where.hostname, where.port), timeout=5) as connection:
+        connection.sendall(request.replace("\n", "\r\n").encode())
+        return connection.recv(4096).decode()
+
+
+@pytest.mark.parametrize("authorization", ["Bearer wrong", "secret-1", "Basic secret-1", "Bearer"])
+@pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/openapi.json", "/nothing"])
+def test_api_keys__closed_without(guarded_url: str, path: str, authorization: str) -> None:
+    response = ask(guarded_url, path, authorization)
+    assert response.status_code == 401
+    assert response.headers["www-authenticate"] == "Bearer"
+    assert response.json()["error"]["code"] == "invalid_api_key"
+
+
+@pytest.mark.parametrize("key", ["secret-1", "sécret-2"])
+def test_api_keys__open_to_the_key(guarded_url: str, key: str) -> None:
+    assert ask(guarded_url, "/v1/models", f"Bearer {key}").status_code == 200
+    assert ask(guarded_url, "/metrics", f"bearer  {key}").status_code == 200
+
+
+def test_api_keys__health_is_open_and_the_schema_is_not_there(guarded_url: str) -> None:
+    assert httpx.get(f"{guarded_url}/health").status_code == 200
+    assert ask(guarded_url, "/openapi.json", "Bearer secret-1").status_code == 404
+
+
+def test_api_keys__refused_before_the_body_comes(guarded_url: str) -> None:
+    request = "POST /v1/chat/completions HTTP/1.1\nHost: x\nContent-Length: 1000000\n\n"
+    assert first_answer(guarded_url, request).startswith("HTTP/1.1 401")
+
+
+def test_slow_body__is_given_up(student: Path) -> None:
+    with running_server(lambda: load_student(student), body_timeout_s=0.3) as url:
+        request = "POST /v1/chat/completions HTTP/1.1\nHost: x\nContent-Length: 1000\n\n{"
+        answer = first_answer(url, request)
+        assert answer.startswith("HTTP/1.1 408")
+        assert "connection: close" in answer.lower()
+
+
+def test_key_file__comments_blank_lines_and_a_byte_order_mark(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_bytes(b"\xef\xbb\xbfsecret-1\r\n# the app\n   # indented\n\n  secret-2\n")
+    keys = ApiKeys.from_file(file)
+    assert keys.open_to(b"Bearer secret-1")
+    assert keys.open_to(b"Bearer secret-2")
+    assert not keys.open_to(b"Bearer # indented")
+    assert not keys.open_to(b"Bearer ")
+
+
+@pytest.mark.parametrize("content", ["", "# none\n \n"])
+def test_key_file__without_keys_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "keys").write_text(content)
+    with pytest.raises(UsageError, match="holds no API key"):
+        ApiKeys.from_file(tmp_path / "keys")
+
+
+@pytest.mark.parametrize(("mode", "warns"), [(0o600, False), (0o640, True), (0o604, True)])
+def test_key_file__readable_by_others_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: int, warns: bool
+) -> None:
+    file = tmp_path / "keys"
+    file.write_text("secret\n")
+    file.chmod(mode)
+    with caplog.at_level(logging.WARNING):
+        ApiKeys.from_file(file)
+    assert ("chmod 600" in caplog.text) is warns
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("127.0.0.1", True),
+        ("::1", True),
+        ("localhost", True),
+        ("127.8.8.8", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("pi.local", False),
+    ],
+)
+def test_is_loopback(host: str, loopback: bool) -> None:
+    assert is_loopback(host) is loopback
