@@ -18,8 +18,13 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Final
 
-__all__ = ["cache_directory", "file_sha256", "locked", "publish_directory", "scratch_directory", "sync_path"]
+from edgekit.bundle.files import sync_directory
+
+__all__ = ["cache_directory", "file_sha256", "locked", "publish_directory", "scratch_directory"]
+
+_BLOCK_BYTES: Final = 1 << 22
 
 
 def cache_directory(environ: Mapping[str, str] | None = None) -> Path:
@@ -59,26 +64,23 @@ def scratch_directory(parent: Path, name: str) -> Iterator[Path]:
         yield Path(temporary)
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
+def file_sha256(path: Path, progress: Callable[[int], None] = lambda done: None) -> str:
+    """SHA-256 of a file, in hex. `progress` is called with the bytes read so far."""
+    digest, done = hashlib.sha256(), 0
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync_path(path: Path) -> None:
-    """Have the kernel write a file's data, or a directory's entries, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+            done += len(block)
+            progress(done)
+    return digest.hexdigest()
 
 
 def publish_directory(staged: Path, final: Path) -> None:
     """Sync all files of `staged` and rename it to `final`, which must not exist: all of it, or nothing."""
     for path in staged.rglob("*"):
         if path.is_file():
-            sync_path(path)
-    sync_path(staged)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    sync_directory(staged)
     staged.rename(final)
-    sync_path(final.parent)
+    sync_directory(final.parent)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+from pydantic import ValidationError
 
 from edgekit import __version__
 from edgekit.bundle.bundle import Bundle, seal
@@ -24,16 +23,19 @@ from edgekit.bundle.manifest import (
     release_number,
 )
 from edgekit.bundle.signing import SecretKey
+from edgekit.engine.chat_template import ChatTemplate, ChatTemplateError
 from edgekit.engine.probe import probe_model
-from edgekit.errors import ExportError
+from edgekit.errors import ExportError, ModelFileError, UsageError
 from edgekit.facts import ModelFacts
 from edgekit.forecast import forecast
-from edgekit.gguf_header import model_facts, read_gguf_header, validate_model
+from edgekit.gguf_header import GgufHeader, model_facts, read_gguf_header, validate_model
 from edgekit.profiles import DeviceProfile, Format, profile_sha256
+from export.new_directory import directory_that_appears_at, refuse_existing
 from export.plan import ExportPlan, make_plan
 from export.progress import Progress, silent
 from export.quantize import quantize_gguf, require_llama_cpp
 from export.student import CheckpointStudent, GgufStudent, open_student
+from export.student.provenance import checkpoint_name
 from export.targets.gguf import write_float_gguf
 
 __all__ = ["export_bundle"]
@@ -77,27 +79,33 @@ def export_bundle(
         ExportError: `out` exists, the disk is full, or the result does not load.
         PlanError: the model does not fit the device.
         ModelFileError: the student is damaged or of an unknown kind.
+        UsageError: the name or the release is none that a manifest takes.
     """
-    _refuse_existing(out)
+    refuse_existing(out)
+    now = clock()
+    release = release_number(now) if release is None else release
+    if name is not None:
+        _refuse_invalid(name=name)
+    _refuse_invalid(release=release)
     require_llama_cpp("trying the exported model")
     student = open_student(model)
     plan = make_plan(
         student.facts, profile.resolved(memory_mib=memory_mib), quantization=quantization, format=format
     )
     _refuse_loss(plan, student.facts, allow_loss)
-    now = clock()
-    with _directory_that_appears_at(out) as directory:
+    name = name or _served_name(student)
+    with directory_that_appears_at(out) as directory:
         _refuse_small_disk(directory, student, plan)
         source = student.source(progress)
         conversion = _write_model(student, plan, directory, progress)
         if (text := student.license_text()) is not None:
             (directory / LICENSE_NAME).write_text(text, encoding="utf-8")
         progress("trying the model", 0, 1)
-        facts = _tried(directory / MODEL_NAME, name or _served_name(student))
+        facts, warnings = _tried(directory / MODEL_NAME, name)
         progress("trying the model", 1, 1)
         fields = ManifestFields(
             name=facts.name,
-            release=release_number(now) if release is None else release,
+            release=release,
             created_utc=format_utc(now),
             runtime=plan.runtime,
             format=plan.format,
@@ -109,7 +117,7 @@ def export_bundle(
                 conversion=conversion,
                 serve=plan.serve,
                 forecast=forecast(facts, profile.resolved(memory_mib=memory_mib), plan.serve),
-                notes=plan.notes,
+                notes=(*plan.notes, *warnings),
             ),
             source=source,
             tools=_tool_versions(),
@@ -122,12 +130,18 @@ def export_bundle(
     return Bundle(out, sealed.manifest, sealed.digest, sealed.signed_by)
 
 
-def _refuse_existing(out: Path) -> None:
-    if os.path.lexists(out):
-        raise ExportError(
-            f"{out} exists already; a bundle is never overwritten",
-            hint="give another --out, or remove the directory first",
-        )
+def _refuse_invalid(**fields: Any) -> None:
+    """Ask the manifest's own rules now, not after hours of work."""
+    try:
+        ManifestFields.model_validate(fields)
+    except ValidationError as error:
+        for problem in error.errors(include_url=False):
+            field = str(problem["loc"][0])
+            if field in fields:
+                what = problem["msg"].removeprefix("Value error, ")
+                raise UsageError(
+                    f"{field} {fields[field]!r}: {what[:1].lower()}{what[1:]}", hint=f"give another --{field}"
+                ) from None
 
 
 def _refuse_loss(plan: ExportPlan, facts: ModelFacts, allow_loss: bool) -> None:
@@ -137,41 +151,6 @@ def _refuse_loss(plan: ExportPlan, facts: ModelFacts, allow_loss: bool) -> None:
             hint="export the float student instead, leave out --quantization to keep "
             f"{facts.quantization}, or accept the loss with --allow-loss",
         )
-
-
-@contextmanager
-def _directory_that_appears_at(out: Path) -> Iterator[Path]:
-    """A temporary directory beside `out` that gets its name at the end; an error removes it."""
-    made = _make_parents(out.absolute().parent)
-    temporary = None
-    try:
-        temporary = Path(
-            tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.absolute().parent)
-        )
-        temporary.chmod(0o755)
-        yield temporary
-        _refuse_existing(out)
-        temporary.rename(out)
-        _sync_directory(out.absolute().parent)
-    except BaseException as error:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-        for parent in reversed(made):
-            with contextlib.suppress(OSError):
-                parent.rmdir()
-        if isinstance(error, OSError):
-            raise ExportError(f"{out}: cannot be written: {error.strerror or error}") from error
-        raise
-
-
-def _make_parents(directory: Path) -> list[Path]:
-    missing = []
-    while not directory.exists():
-        missing.append(directory)
-        directory = directory.parent
-    for parent in reversed(missing):
-        parent.mkdir(exist_ok=True)
-    return missing[::-1]
 
 
 def _refuse_small_disk(directory: Path, student: GgufStudent | CheckpointStudent, plan: ExportPlan) -> None:
@@ -231,24 +210,53 @@ def _check_copy(sealed: Bundle, source: SourceRecord) -> None:
         )
 
 
-def _tried(path: Path, name: str) -> ModelFacts:
-    """Load what was written, as a device will, and say what it is."""
+def _tried(path: Path, name: str) -> tuple[ModelFacts, tuple[str, ...]]:
+    """Load what was written, as a device will, and say what it is, and what its users should know."""
     header = read_gguf_header(path)
     validate_model(header)
+    warnings = _chat_tried(header)
     probe_model(path)
-    return model_facts(header, name=name)
+    return model_facts(header, name=name), warnings
+
+
+def _chat_tried(header: GgufHeader) -> tuple[str, ...]:
+    source = header.metadata.get("tokenizer.chat_template")
+    if not isinstance(source, str) or not source:
+        return ("the model has no chat template: it completes texts and answers no chats",)
+    try:
+        template = ChatTemplate(
+            source, bos_token=_token(header, "bos_token_id"), eos_token=_token(header, "eos_token_id")
+        )
+        template.render([{"role": "user", "content": "Hello"}])
+    except (ModelFileError, ChatTemplateError) as error:
+        raise ModelFileError(
+            f"no chat is possible with this model: {error.message}",
+            hint="correct the template in the student: chat_template.jinja, or tokenizer_config.json",
+        ) from error
+    return ()
+
+
+def _token(header: GgufHeader, key: str) -> str:
+    """Text of a special token; empty where the model has none."""
+    tokens, number = header.metadata["tokenizer.ggml.tokens"], header.metadata.get(f"tokenizer.ggml.{key}")
+    if isinstance(tokens, tuple) and isinstance(number, int) and 0 <= number < len(tokens):
+        return str(tokens[number])
+    return ""
 
 
 def _served_name(student: GgufStudent | CheckpointStudent) -> str:
     """SmolLM2-135M-Instruct.Q4_1.gguf is served as SmolLM2-135M-Instruct; a directory by its name."""
     if isinstance(student, CheckpointStudent):
-        return student.path.resolve().name
-    stem = student.path.stem
-    for mark in (".", "-", "_"):
-        ending = f"{mark}{student.facts.quantization}"
-        if stem.lower().endswith(ending.lower()) and len(stem) > len(ending):
-            return stem[: -len(ending)]
-    return stem
+        name = checkpoint_name(student.path)
+    else:
+        name = student.path.stem
+        for mark in (".", "-", "_"):
+            ending = f"{mark}{student.facts.quantization}"
+            if name.lower().endswith(ending.lower()) and len(name) > len(ending):
+                name = name[: -len(ending)]
+                break
+    _refuse_invalid(name=name)
+    return name
 
 
 def _tool_versions() -> dict[str, str]:
@@ -257,11 +265,3 @@ def _tool_versions() -> dict[str, str]:
         with contextlib.suppress(PackageNotFoundError):
             tools[name] = version(name)
     return tools
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,7 +13,15 @@ from typing import BinaryIO, Final
 
 from edgekit.errors import BundleError, IntegrityError
 
-__all__ = ["hash_file", "read_regular", "scan", "shown", "sync_directories", "write_durably"]
+__all__ = [
+    "hash_file",
+    "read_regular",
+    "scan",
+    "shown",
+    "sync_directories",
+    "sync_directory",
+    "write_durably",
+]
 
 _CHUNK: Final = 1024 * 1024
 
@@ -108,14 +116,23 @@ def write_durably(path: Path, content: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Have the kernel write a directory's entries to the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sync_directories(directory: Path, files: Iterable[str]) -> None:
     """Sync every directory that leads to one of `files`, which are relative to `directory`."""
     below = {parent for name in files for parent in PurePosixPath(name).parents}
     for name in below:
-        _sync_directory(directory / name)
+        sync_directory(directory / name)
 
 
 def shown(path: str) -> str:
@@ -133,11 +150,3 @@ def _open_regular(path: Path) -> BinaryIO:
     except OSError:
         os.close(descriptor)
         raise
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,9 +11,10 @@ import numpy as np
 from edgekit.bundle.manifest import SourceRecord
 from edgekit.facts import ModelFacts
 from edgekit.gguf_header import GgufHeader, TensorInfo, model_facts, read_gguf_header, validate_model
+from export.cache import file_sha256
 from export.progress import Progress, silent
 from export.student.base import Array, StudentTensor
-from export.student.provenance import file_sha256
+from export.student.provenance import CHECKSUM, find_license_text, find_revision
 
 __all__ = ["GgufStudent", "open_gguf"]
 
@@ -38,17 +39,19 @@ class GgufStudent:
             yield self._tensor(info)
 
     def source(self, progress: Progress = silent) -> SourceRecord:
+        total = self.path.stat().st_size
+        version = self.header.metadata.get("general.version")
         return SourceRecord(
             name=self.path.name,
             kind="gguf",
-            sha256=file_sha256(self.path, progress),
-            revision=None,
+            sha256=file_sha256(self.path, lambda done: progress(CHECKSUM, done, total)),
+            revision=find_revision(self.path) or (version if isinstance(version, str) else None),
             license=self.facts.license,
             base_model=self.facts.base_model,
         )
 
     def license_text(self) -> str | None:
-        return None
+        return find_license_text(self.path.parent)
 
     def _tensor(self, info: TensorInfo) -> StudentTensor:
         shape = tuple(reversed(info.shape))

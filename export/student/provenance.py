@@ -5,58 +5,65 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
 from edgekit.errors import ModelFileError
+from export.cache import file_sha256
 from export.progress import Progress, silent
 
-__all__ = ["file_sha256", "files_sha256", "find_license_text", "find_revision", "read_model_card"]
+__all__ = [
+    "CHECKSUM",
+    "checkpoint_name",
+    "files_sha256",
+    "find_license_text",
+    "find_revision",
+    "read_model_card",
+]
 
-_BLOCK_BYTES: Final = 1 << 22
+CHECKSUM: Final = "checksum of the student"
 _MAX_LICENSE_BYTES: Final = 1 << 20
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
-
-
-def file_sha256(path: Path, progress: Progress = silent) -> str:
-    """Hex sha256 of one file."""
-    return _sha256s([path], progress)[0]
 
 
 def files_sha256(files: Iterable[Path], progress: Progress = silent) -> str:
     """One hex sha256 for several files: of what `sha256sum` prints for them, sorted by name."""
     paths = sorted(files, key=lambda path: path.name)
-    lines = [
-        f"{digest}  {path.name}\n" for path, digest in zip(paths, _sha256s(paths, progress), strict=True)
-    ]
+    done, total = 0, sum(path.stat().st_size for path in paths)
+    lines = []
+    for path in paths:
+        part = partial(_advance, progress, done, total)
+        lines.append(f"{file_sha256(path, part)}  {path.name}\n")
+        done += path.stat().st_size
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _sha256s(paths: list[Path], progress: Progress) -> list[str]:
-    done, total = 0, sum(path.stat().st_size for path in paths)
-    digests = []
-    for path in paths:
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK_BYTES):
-                digest.update(block)
-                done += len(block)
-                progress("checksum of the student", done, total)
-        digests.append(digest.hexdigest())
-    return digests
+def _advance(progress: Progress, before: int, total: int, done: int) -> None:
+    progress(CHECKSUM, before + done, total)
 
 
-def find_revision(directory: Path) -> str | None:
-    """The commit that a checkpoint was downloaded at, from the traces that Hugging Face's tools leave.
+def checkpoint_name(directory: Path) -> str:
+    """A directory's name; in Hugging Face's cache, which names it by the commit, the repository's."""
+    path = directory.resolve()
+    repository = path.parent.parent.name
+    if _is_snapshot(path) and repository.startswith("models--"):
+        return repository.rpartition("--")[2]
+    return path.name
+
+
+def find_revision(file: Path) -> str | None:
+    """The commit that a file was downloaded at, from the traces that Hugging Face's tools leave.
 
     Their cache names the directory by the commit; `hf download --local-dir` writes it to
     .cache/huggingface/download/<file>.metadata.
     """
-    if directory.resolve().parent.name == "snapshots" and _COMMIT.fullmatch(directory.resolve().name):
-        return directory.resolve().name
-    trace = directory / ".cache" / "huggingface" / "download" / "config.json.metadata"
+    directory = file.parent.resolve()
+    if _is_snapshot(directory):
+        return directory.name
+    trace = directory / ".cache" / "huggingface" / "download" / f"{file.name}.metadata"
     if trace.is_file():
         lines = trace.read_text(encoding="utf-8", errors="replace").splitlines()
         if lines and _COMMIT.fullmatch(lines[0].strip()):
@@ -64,8 +71,12 @@ def find_revision(directory: Path) -> str | None:
     return None
 
 
+def _is_snapshot(directory: Path) -> bool:
+    return directory.parent.name == "snapshots" and _COMMIT.fullmatch(directory.name) is not None
+
+
 def find_license_text(directory: Path) -> str | None:
-    """The text of a LICENSE file in a checkpoint's directory."""
+    """The text of a LICENSE file in a directory."""
     for name in ("LICENSE", "LICENSE.txt", "LICENSE.md"):
         path = directory / name
         if path.is_file() and path.stat().st_size <= _MAX_LICENSE_BYTES:

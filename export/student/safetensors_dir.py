@@ -14,7 +14,13 @@ from edgekit.facts import ModelFacts
 from export.progress import Progress, silent
 from export.student.base import StudentTensor
 from export.student.config import CheckpointConfig, read_config, read_json
-from export.student.provenance import files_sha256, find_license_text, find_revision, read_model_card
+from export.student.provenance import (
+    checkpoint_name,
+    files_sha256,
+    find_license_text,
+    find_revision,
+    read_model_card,
+)
 from export.student.safetensors_file import open_safetensors
 from export.student.tokenizer import CheckpointTokenizer, read_tokenizer
 
@@ -49,7 +55,7 @@ class CheckpointStudent:
         embedding = self._tensors["model.embed_tokens.weight"]
         license_name, base_model = self._card_facts()
         return ModelFacts(
-            name=self.path.resolve().name,
+            name=checkpoint_name(self.path),
             architecture=config.architecture,
             parameters=sum(prod(tensor.shape) for tensor in self._tensors.values()),
             weight_bytes=weight_bytes,
@@ -75,10 +81,10 @@ class CheckpointStudent:
     def source(self, progress: Progress = silent) -> SourceRecord:
         files = [*self.path.glob("*.safetensors"), *self.path.glob("*.json"), *self.path.glob("*.jinja")]
         return SourceRecord(
-            name=self.path.resolve().name,
+            name=checkpoint_name(self.path),
             kind="safetensors",
             sha256=files_sha256(files, progress),
-            revision=find_revision(self.path),
+            revision=find_revision(self.path / "config.json"),
             license=self.facts.license,
             base_model=self.facts.base_model,
         )

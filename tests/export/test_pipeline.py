@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import resource
@@ -21,7 +22,7 @@ import pytest
 from edgekit.bundle.bundle import verify_bundle
 from edgekit.bundle.signing import generate_key_pair
 from edgekit.engine.probe import probe_model
-from edgekit.errors import EdgekitError, ExportError, ModelFileError, PlanError
+from edgekit.errors import EdgekitError, ExportError, ModelFileError, PlanError, UsageError
 from edgekit.gguf_header import read_gguf_header
 from edgekit.profiles import load_profile, profile_sha256
 from export import pipeline
@@ -54,7 +55,8 @@ def test_export_bundle__gguf_student_is_copied_bit_for_bit(student: Path, tmp_pa
     assert manifest.created_utc == "2026-01-20T12:00:05Z"
     assert (manifest.plan.quantization, manifest.plan.conversion) == ("Q4_1", "copied")
     assert (manifest.runtime, manifest.format, manifest.entry) == ("llama.cpp", "gguf", "model.gguf")
-    assert manifest.source.sha256 == manifest.files[0].sha256
+    assert {file.path: file.sha256 for file in manifest.files}["model.gguf"] == manifest.source.sha256
+    assert (tmp_path / "bundle" / "LICENSE").read_text() == (student.parent / "LICENSE").read_text()
     assert (manifest.source.kind, manifest.source.license) == ("gguf", "apache-2.0")
     assert (manifest.profile.name, manifest.profile.sha256) == (profile.name, profile_sha256(profile))
     assert manifest.plan.forecast is not None and manifest.plan.forecast.fits
@@ -96,6 +98,110 @@ def test_export_bundle__release_name_and_parents_as_given(small: Path, tmp_path:
     assert (bundle.manifest.release, bundle.manifest.name) == (7, "student")
     assert bundle.manifest.model.name == "student"
     assert (out.stat().st_mode & 0o777, (out / "manifest.json").stat().st_mode & 0o777) == (0o755, 0o644)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"name": "two\nlines"}, r"name 'two\\nlines': has a line break"),
+        ({"name": ""}, r"name '': string should have at least 1 character"),
+        ({"name": "x" * 129}, r"name 'x+': string should have at most 128 characters"),
+        ({"release": 0}, r"release 0: input should be greater than 0"),
+        ({"release": 2**53}, r"release 9007199254740992: input should be less than"),
+    ],
+)
+def test_export_bundle__bad_name_or_release_is_refused_before_the_student_is_opened(
+    given: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        export_bundle(tmp_path / "absent", load_profile("host"), tmp_path / "out", **given)
+    assert caught.value.hint == f"give another --{next(iter(given))}"
+
+
+def test_export_bundle__student_whose_own_name_will_not_do_asks_for_one(small: Path, tmp_path: Path) -> None:
+    odd = small.rename(tmp_path / "two\nlines")
+    steps: list[str] = []
+    with pytest.raises(UsageError, match="has a line break") as caught:
+        export_bundle(
+            odd, load_profile("host"), tmp_path / "out", progress=lambda what, *_: steps.append(what)
+        )
+    assert caught.value.hint == "give another --name"
+    assert steps == []
+    assert (
+        export_bundle(odd, load_profile("host"), tmp_path / "out", name="student").manifest.name == "student"
+    )
+
+
+def test_export_bundle__checkpoint_in_hugging_faces_cache_is_named_by_its_repository(
+    small: Path, tmp_path: Path
+) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    snapshots = tmp_path / "hub" / "models--deepseek-ai--R1-Tiny" / "snapshots"
+    snapshots.mkdir(parents=True)
+    bundle = export_bundle(small.rename(snapshots / commit), load_profile("host"), tmp_path / "out")
+    assert (bundle.manifest.name, bundle.manifest.source.name) == ("R1-Tiny", "R1-Tiny")
+    assert bundle.manifest.source.revision == commit
+
+
+def test_export_bundle__gguf_brings_its_licence_and_revision(small: Path, tmp_path: Path) -> None:
+    (small / "LICENSE").write_text("MIT License\n")
+    first = export_bundle(small, load_profile("host"), tmp_path / "one", quantization="Q8_0")
+    trace = tmp_path / "one" / ".cache" / "huggingface" / "download" / "model.gguf.metadata"
+    trace.parent.mkdir(parents=True)
+    trace.write_text("0123456789abcdef0123456789abcdef01234567\nan-etag\n1750000000.0\n")
+    second = export_bundle(first.entry_path, load_profile("host"), tmp_path / "two")
+    assert (tmp_path / "two" / "LICENSE").read_text() == "MIT License\n"
+    assert second.manifest.source.revision == "0123456789abcdef0123456789abcdef01234567"
+
+
+def _set_template(checkpoint: Path, template: str | None) -> None:
+    path = checkpoint / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    del config["chat_template"]
+    path.write_text(json.dumps(config if template is None else {**config, "chat_template": template}))
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (
+            "{{ bos_token }}\n{% generations %}x{% endgenerations %}",
+            r"in line 2: .*unknown tag 'generations'",
+        ),
+        ("{{ messages[0].content", r"in line 1: unexpected end of template"),
+        ("{{ raise_exception('never') }}", "refuses these messages: never"),
+    ],
+)
+def test_export_bundle__chat_template_that_cannot_chat_fails(
+    template: str, message: str, small: Path, tmp_path: Path
+) -> None:
+    _set_template(small, template)
+    with pytest.raises(ModelFileError, match=message) as caught:
+        export_bundle(small, load_profile("host"), tmp_path / "out", quantization="BF16")
+    assert "tokenizer_config.json" in (caught.value.hint or "")
+    assert _left_in(tmp_path) == ["Small-Qwen2"]
+
+
+def test_export_bundle__model_without_a_chat_template_gets_a_note(small: Path, tmp_path: Path) -> None:
+    with_template = export_bundle(small, load_profile("host"), tmp_path / "with", quantization="BF16")
+    assert not any("chat template" in note for note in with_template.manifest.plan.notes)
+    _set_template(small, None)
+    without = export_bundle(small, load_profile("host"), tmp_path / "without", quantization="BF16")
+    assert any("no chat template" in note for note in without.manifest.plan.notes)
+
+
+def test_export_bundle__what_a_killed_export_left_is_removed_after_a_day(small: Path, tmp_path: Path) -> None:
+    names = (".out.old.partial", ".out.busy.partial", ".out.young.partial", ".other.old.partial")
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.gguf").touch()
+        if "young" not in name:
+            os.utime(tmp_path / name, (0, 0))
+    in_use = os.open(tmp_path / ".out.busy.partial", os.O_RDONLY)
+    fcntl.flock(in_use, fcntl.LOCK_EX)
+    export_bundle(small, load_profile("host"), tmp_path / "out", quantization="BF16")
+    os.close(in_use)
+    assert _left_in(tmp_path) == sorted([*names[1:], "Small-Qwen2", "out"])
 
 
 def test_export_bundle__requantizing_needs_consent(small: Path, tmp_path: Path) -> None:
