@@ -92,6 +92,11 @@ def export_bundle(
     plan = make_plan(
         student.facts, profile.resolved(memory_mib=memory_mib), quantization=quantization, format=format
     )
+    if plan.format != "gguf":
+        raise ExportError(
+            f"profile {profile.name} wants a bundle for {plan.runtime}, which this edgekit cannot write yet",
+            hint="what can be written is GGUF, e.g. with --profile host; `edgekit plan` shows the rest",
+        )
     _refuse_loss(plan, student.facts, allow_loss)
     name = name or _served_name(student)
     with directory_that_appears_at(out) as directory:

@@ -22,8 +22,14 @@ requantize: from weights that were quantized before, which adds a second loss to
 LEAST_CONTEXT_TOKENS: Final = 1024
 """Below this no R1 student finishes a thought: plans do not go there by themselves."""
 
-_RUNTIMES: Final[dict[Format, Runtime]] = {"gguf": "llama.cpp"}
-"""What can be written, and what runs it."""
+_RUNTIMES: Final[dict[Format, Runtime]] = {"gguf": "llama.cpp", "vllm": "vllm"}
+"""What can be planned, and what runs it."""
+
+_QUANTIZATIONS: Final[dict[Format, tuple[str, ...]]] = {
+    "gguf": QUANTIZATIONS,
+    "vllm": tuple(name for name in QUANTIZATIONS if name in FLOAT_TYPES),
+}
+"""What can be planned in a format, largest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +60,19 @@ def make_plan(
 
     Args:
         quantization: take this one and no other.
-        format: "gguf"; None takes the first of the profile's formats that can be written.
+        format: one of the profile's; None takes the first of them that can be planned.
 
     Raises:
         PlanError: nothing fits, or the choice is not known. The message names the nearest that fits.
     """
     chosen_format = _format(profile, format)
-    candidates, notes = _candidates(facts, profile, quantization)
-    if _RUNTIMES[chosen_format] != profile.runtime:
-        notes = (f"for {_RUNTIMES[chosen_format]}; profile {profile.name} prefers {profile.runtime}", *notes)
+    known = _QUANTIZATIONS[chosen_format]
+    if facts.quantization not in (*FLOAT_TYPES, *known) and chosen_format != "gguf":
+        raise PlanError(
+            f"{facts.name} is {facts.quantization}: {chosen_format} bundles are made of float students",
+            hint="give the checkpoint's directory, or a profile for llama.cpp, such as host",
+        )
+    candidates, notes = _candidates(facts, profile, quantization, known)
     for serve, changes in _settings(facts, profile.serve):
         for candidate in candidates:
             artifact = facts if candidate == facts.quantization else quantized_facts(facts, candidate)
@@ -80,32 +90,34 @@ def make_plan(
                     forecast=needs,
                     notes=(*notes, *changes),
                 )
-    raise _does_not_fit(facts, profile, candidates)
+    raise _does_not_fit(facts, profile, candidates, known)
 
 
 def _format(profile: DeviceProfile, wanted: Format | None) -> Format:
-    if wanted is not None:
-        if wanted not in _RUNTIMES:
-            raise PlanError(f"format {wanted!r} cannot be exported; known are {', '.join(_RUNTIMES)}")
-        return wanted
-    for name in profile.formats:
-        if name in _RUNTIMES:
+    if wanted is not None and wanted not in profile.formats:
+        raise PlanError(
+            f"profile {profile.name} is not for format {wanted!r}: its settings are {profile.runtime}'s",
+            hint=f"its formats are {', '.join(profile.formats)}; or give another --profile",
+        )
+    for name in profile.formats if wanted is None else (wanted,):
+        if _RUNTIMES.get(name) == profile.runtime:
             return name
     raise PlanError(
-        f"profile {profile.name} wants {', '.join(profile.formats)}; known are {', '.join(_RUNTIMES)}",
-        hint="choose one with --format",
+        f"profile {profile.name}: {wanted or ', '.join(profile.formats)} cannot be exported for "
+        f"{profile.runtime} yet",
+        hint=f"what can be: {', '.join(f'{name} for {runtime}' for name, runtime in _RUNTIMES.items())}",
     )
 
 
 def _candidates(
-    facts: ModelFacts, profile: DeviceProfile, wanted: str | None
+    facts: ModelFacts, profile: DeviceProfile, wanted: str | None, exportable: tuple[str, ...]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Quantizations to try in order, and what to say about them."""
     own = facts.quantization
     if wanted is not None:
-        if wanted != own and wanted not in QUANTIZATIONS:
+        if wanted != own and wanted not in exportable:
             raise PlanError(
-                f"quantization {wanted!r} cannot be exported", hint=f"known are {', '.join(QUANTIZATIONS)}"
+                f"quantization {wanted!r} cannot be exported", hint=f"known are {', '.join(exportable)}"
             )
         notes = []
         if _conversion(own, wanted) == "requantize":
@@ -117,11 +129,11 @@ def _candidates(
         if own in profile.quantizations:
             return (own,), ()
         return (own,), (f"keeps {own}, which profile {profile.name} was not tuned for",)
-    known = tuple(name for name in profile.quantizations if name in QUANTIZATIONS)
+    known = tuple(name for name in profile.quantizations if name in exportable)
     if not known:
         raise PlanError(
             f"profile {profile.name} wants {', '.join(profile.quantizations)}, none of which can be exported",
-            hint=f"choose one of {', '.join(QUANTIZATIONS)} with --quantization",
+            hint=f"choose one of {', '.join(exportable)} with --quantization",
         )
     return known, ()
 
@@ -158,10 +170,12 @@ def _settings(facts: ModelFacts, serve: ServeSettings) -> Iterator[tuple[ServeSe
         yield serve, (*changes, f"context {smaller} instead of {full}, to fit")
 
 
-def _does_not_fit(facts: ModelFacts, profile: DeviceProfile, tried: tuple[str, ...]) -> PlanError:
+def _does_not_fit(
+    facts: ModelFacts, profile: DeviceProfile, tried: tuple[str, ...], exportable: tuple[str, ...]
+) -> PlanError:
     """The error, with the nearest thing that fits."""
     *_, (least, _) = _settings(facts, profile.serve)
-    sizes = {name: forecast(_as(facts, name), profile, least) for name in (*tried, *QUANTIZATIONS)}
+    sizes = {name: forecast(_as(facts, name), profile, least) for name in (*tried, *exportable)}
     smallest = min((sizes[name] for name in tried), key=lambda needs: needs.total_bytes)
     available = smallest.available_bytes or 0
     message = (
@@ -169,7 +183,7 @@ def _does_not_fit(facts: ModelFacts, profile: DeviceProfile, tried: tuple[str, .
         f"{smallest.total_bytes / MIB:.0f} MiB with a context of {least.context_tokens}; "
         f"{available / MIB:.0f} MiB are available"
     )
-    fitting = next((name for name in QUANTIZATIONS if sizes[name].fits), None)
+    fitting = next((name for name in exportable if sizes[name].fits), None)
     if fitting is not None:
         lossy = (
             " --allow-loss, or better export the float student"
@@ -177,12 +191,13 @@ def _does_not_fit(facts: ModelFacts, profile: DeviceProfile, tried: tuple[str, .
             else ""
         )
         return PlanError(message, hint=f"the nearest that fits: --quantization {fitting}{lossy}")
-    weights = _as(facts, "Q4_0").weight_bytes
-    room = available - (sizes["Q4_0"].total_bytes - weights)
+    small = "Q4_0" if "Q4_0" in exportable else tried[0]
+    weights = _as(facts, small).weight_bytes
+    room = available - (sizes[small].total_bytes - weights)
     billions = max(0.0, facts.parameters * room / weights / 1e9)
     return PlanError(
         message,
-        hint=f"no quantization of it fits; a model of up to {billions:.1f} billion weights in Q4_0 does",
+        hint=f"no quantization of it fits; a model of up to {billions:.1f} billion weights in {small} does",
     )
 
 

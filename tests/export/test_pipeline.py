@@ -204,6 +204,13 @@ def test_export_bundle__what_a_killed_export_left_is_removed_after_a_day(small: 
     assert _left_in(tmp_path) == sorted([*names[1:], "Small-Qwen2", "out"])
 
 
+def test_export_bundle__bundle_for_vllm_is_refused_with_what_can_be_done(small: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="a bundle for vllm, which this edgekit cannot write yet") as caught:
+        export_bundle(small, load_profile("a100-80gb"), tmp_path / "out")
+    assert "--profile host" in (caught.value.hint or "")
+    assert _left_in(tmp_path) == ["Small-Qwen2"]
+
+
 def test_export_bundle__requantizing_needs_consent(small: Path, tmp_path: Path) -> None:
     once = export_bundle(small, load_profile("host"), tmp_path / "once", quantization="Q8_0").entry_path
     with pytest.raises(ExportError, match=r"is Q8_0 already: making Q4_0 of it loses twice") as caught:

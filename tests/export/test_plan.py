@@ -128,10 +128,14 @@ def test_make_plan__unknown_quantization_and_format_are_refused(pi: DeviceProfil
     facts = _facts("R1-Distill-Qwen-1.5B")
     with pytest.raises(PlanError, match="'IQ1_S' cannot be exported"):
         make_plan(facts, pi, quantization="IQ1_S")
-    with pytest.raises(PlanError, match="'onnx' cannot be exported; known are gguf"):
+    with pytest.raises(PlanError, match=r"onnx cannot be exported for llama\.cpp yet") as caught:
         make_plan(facts, pi, format="onnx")
-    with pytest.raises(PlanError, match="wants vllm; known are gguf"):
-        make_plan(facts, pi.model_copy(update={"formats": ("vllm",)}))
+    assert "gguf for llama.cpp" in (caught.value.hint or "")
+    with pytest.raises(PlanError, match=r"onnx cannot be exported"):
+        make_plan(facts, pi.model_copy(update={"formats": ("onnx",)}))
+    with pytest.raises(PlanError, match=r"not for format 'vllm': its settings are llama\.cpp's") as caught:
+        make_plan(facts, pi, format="vllm")
+    assert "its formats are gguf, onnx" in (caught.value.hint or "")
 
 
 def test_make_plan__context_is_no_longer_than_trained(pi: DeviceProfile) -> None:
@@ -149,7 +153,17 @@ def test_make_plan__unknown_memory_is_said(pi: DeviceProfile) -> None:
         make_plan(_facts("R1-Distill-Llama-70B"), host.resolved(memory_mib=16384))
 
 
-def test_make_plan__profile_of_another_runtime_is_remarked_on() -> None:
-    plan = make_plan(_facts("R1-Distill-Qwen-7B"), load_profile("a100-80gb"))
-    assert (plan.format, plan.runtime) == ("gguf", "llama.cpp")
-    assert plan.notes[0] == "for llama.cpp; profile a100-80gb prefers vllm"
+def test_make_plan__server_gets_float_weights_for_vllm() -> None:
+    server = load_profile("a100-80gb")
+    plan = make_plan(_facts("R1-Distill-Qwen-7B"), server)
+    assert (plan.format, plan.runtime, plan.quantization, plan.conversion) == ("vllm", "vllm", "BF16", "keep")
+    assert plan.forecast.fits and plan.serve.slots == server.serve.slots
+    with pytest.raises(PlanError, match="is Q4_K_M: vllm bundles are made of float students"):
+        make_plan(_facts("R1-Distill-Qwen-7B", "Q4_K_M"), server)
+    with pytest.raises(PlanError, match="'Q4_K_M' cannot be exported"):
+        make_plan(_facts("R1-Distill-Qwen-7B"), server, quantization="Q4_K_M")
+    with pytest.raises(PlanError, match="not for format 'gguf': its settings are vllm's"):
+        make_plan(_facts("R1-Distill-Qwen-7B"), server, format="gguf")
+    with pytest.raises(PlanError, match=r"does not fit a100-80gb: as BF16 .*") as caught:
+        make_plan(_facts("R1-Distill-Llama-70B"), server)
+    assert "billion weights in BF16" in (caught.value.hint or "")
