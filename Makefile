@@ -37,7 +37,8 @@ other-pythons: setup ## Run edgekit's tests on the other Pythons that devices ha
 	$(BIN)/python tests/other_pythons.py
 
 bench: setup ## Compare with llama.cpp's own programs (builds them the first time)
-	$(BIN)/python tests/bench_peers.py --tools "$$($(BIN)/edgekit runtime build --profile $(PROFILE) --tools | tail -1)"
+	@built=$$($(BIN)/edgekit runtime build --profile $(PROFILE) --tools) && \
+	    $(BIN)/python tests/bench_peers.py --tools "$$(printf '%s\n' "$$built" | tail -n 1)"
 
 clean: ## Remove what make made here; the user's cache stays
 	rm -rf .venv .venv-* build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -48,7 +48,9 @@ class LazyVerbs(TyperGroup):
         module_name, _, attribute = target.partition(":")
         verb = getattr(importlib.import_module(module_name), attribute)
         if isinstance(verb, typer.Typer):
-            return typer.main.get_command(verb)
+            command = typer.main.get_command(verb)
+            command.name = cmd_name
+            return command
         single = typer.Typer(add_completion=False)
         single.command(name=cmd_name)(verb)
         return typer.main.get_command(single)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgekit.errors import EdgekitError, SignatureError, UsageError
+from edgekit.cli.json_output import json_document
+from edgekit.errors import SignatureError, UsageError
 
 if TYPE_CHECKING:
     from edgekit.bundle.bundle import Bundle
@@ -39,17 +39,8 @@ def verify(
 
     Takes the signatures that `minisign -V` takes.
     """
-    document: dict[str, Any] = {"bundle": str(bundle)}
-    try:
+    with json_document(as_json, {"bundle": str(bundle)}) as document:
         _verify(bundle, public_key, integrity_only, document, quiet=as_json)
-    except EdgekitError as error:
-        if not as_json:
-            raise
-        failure = {"ok": False, "error": error.message, "hint": error.hint, "kind": type(error).__name__}
-        typer.echo(json.dumps({**document, **failure}, ensure_ascii=False))
-        raise typer.Exit(error.exit_code) from error
-    if as_json:
-        typer.echo(json.dumps({**document, "ok": True}, ensure_ascii=False))
 
 
 def _verify(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgekit.errors import EdgekitError
+from edgekit.cli.json_output import json_document
 
 if TYPE_CHECKING:
     from edgekit.bundle.bundle import Bundle
@@ -52,7 +51,7 @@ def export(
     from export.progress import silent, stream_progress
 
     interrupt_on_sigterm()
-    try:
+    with json_document(as_json) as document:
         device = load_profile(profile)
         bundle = export_bundle(
             model,
@@ -67,15 +66,8 @@ def export(
             memory_mib=memory_mib_for(device),
             progress=silent if as_json else stream_progress(),
         )
-    except EdgekitError as error:
-        if not as_json:
-            raise
-        failure = {"ok": False, "error": error.message, "hint": error.hint, "kind": type(error).__name__}
-        typer.echo(json.dumps(failure, ensure_ascii=False))
-        raise typer.Exit(error.exit_code) from error
-    if as_json:
-        typer.echo(json.dumps({"ok": True, **_facts(bundle)}, ensure_ascii=False))
-    else:
+        document.update(_facts(bundle))
+    if not as_json:
         _report(bundle)
 
 

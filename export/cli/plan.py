@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgekit.errors import EdgekitError, UsageError
+from edgekit.cli.json_output import json_document
+from edgekit.errors import UsageError
 
 if TYPE_CHECKING:
     from edgekit.profiles import DeviceProfile, Format
@@ -23,7 +23,9 @@ def plan(
     ],
     profile: Annotated[str, typer.Option(metavar="P", help="Device profile: its name, or a YAML file.")],
     quantization: Annotated[str | None, typer.Option(metavar="Q", help="Plan for this one only.")] = None,
-    export_format: Annotated[str | None, typer.Option("--format", metavar="F", help="gguf.")] = None,
+    export_format: Annotated[
+        str | None, typer.Option("--format", metavar="F", help="gguf or vllm; otherwise the profile's first.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Show format, quantization, memory and speed of MODEL on a device. Writes nothing."""
@@ -31,7 +33,7 @@ def plan(
     from export.plan import make_plan
     from export.student import open_student
 
-    try:
+    with json_document(as_json) as document:
         device = load_profile(profile)
         facts = open_student(model).facts
         made = make_plan(
@@ -40,15 +42,8 @@ def plan(
             quantization=quantization,
             format=known_format(export_format),
         )
-    except EdgekitError as error:
-        if not as_json:
-            raise
-        failure = {"ok": False, "error": error.message, "hint": error.hint, "kind": type(error).__name__}
-        typer.echo(json.dumps(failure, ensure_ascii=False))
-        raise typer.Exit(error.exit_code) from error
-    if as_json:
-        typer.echo(json.dumps({"ok": True, **_document(made, device)}, ensure_ascii=False))
-    else:
+        document.update(_document(made, device))
+    if not as_json:
         _report(made, device)
 
 
