@@ -35,6 +35,7 @@ from edgekit.telemetry.messages import (
     encode_message,
 )
 from edgekit.telemetry.outbox import Outbox, Outgoing
+from edgekit.telemetry.plausible import is_plausible_power, plausible
 from edgekit.telemetry.topics import Topic
 from edgekit.telemetry.window import (
     PowerSample,
@@ -51,6 +52,8 @@ logger = logging.getLogger(__name__)
 _MAX_IN_FLIGHT: Final = 20
 _MAX_RECORDS: Final = 4096
 _POWER_INTERVAL_S: Final = 1.0
+_MAX_POWER_SAMPLES: Final = 4096
+"""A longer window has the mean of its last hour."""
 
 T = TypeVar("T")
 Severity = Literal["info", "warning", "error"]
@@ -139,7 +142,7 @@ class Publisher:
         self._thread = threading.Thread(target=self._run, name="edgekit-telemetry", daemon=True)
         self._window_from_s = self._clock.monotonic()
         self._stats = EngineStats()
-        self._power: list[PowerSample] = []
+        self._power: deque[PowerSample] = deque(maxlen=_MAX_POWER_SAMPLES)
 
     def __enter__(self) -> Publisher:
         self.start()
@@ -171,10 +174,12 @@ class Publisher:
 
     def close(self, timeout_s: float = 3.0) -> None:
         """Publish the last window and "offline", and disconnect. Takes about `timeout_s` at most."""
+        close_by_s = time.monotonic() + timeout_s
         self._stopping.set()
         if self._thread.ident is not None:
-            self._thread.join(timeout_s)
-        self._connection.close(timeout_s)
+            # A sensor that hangs must leave time for the farewell.
+            self._thread.join(timeout_s / 2)
+        self._connection.close(max(0.0, close_by_s - time.monotonic()))
 
     def event(
         self, event: str, detail: Detail = MappingProxyType({}), *, severity: Severity = "info"
@@ -217,11 +222,15 @@ class Publisher:
         )
         if final and figures.idle:
             return
-        readings = self._try("sensors", self._sensors.read) or Readings()
-        power_w = mean_power_w(self._power) if len(self._power) > 1 else readings.power_total_w
+        readings, odd = plausible(self._try("sensors", self._sensors.read) or Readings())
+        for name in odd:
+            self._note_failure("sensors", ValueError(f"{name} has a value that cannot be"))
+        power_w = mean_power_w(tuple(self._power)) if len(self._power) > 1 else readings.power_total_w
         message = self._telemetry(figures, readings, power_w)
         self._outbox.put(Outgoing(str(self._topics["telemetry"]), encode_message(message)))
-        self._stats, self._window_from_s, self._power = stats, now_s, self._power[-1:]
+        self._stats, self._window_from_s = stats, now_s
+        while len(self._power) > 1:
+            self._power.popleft()
         self._connection.wake()
         self._tell_throttling(readings)
 
@@ -272,7 +281,7 @@ class Publisher:
     def _sample_power(self) -> None:
         if isinstance(self._sensors, PowerMeter):
             watts = self._try("power meter", self._sensors.read_power_w)
-            if watts is not None:
+            if watts is not None and is_plausible_power(watts):
                 self._power.append(PowerSample(self._clock.monotonic(), watts))
 
     def _status(

@@ -10,6 +10,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
@@ -27,6 +28,7 @@ from edgekit.device import Board, Readings, Throttle
 from edgekit.engine.base import RequestRecord
 from edgekit.errors import TelemetryError
 from edgekit.fleet.subscriber import FleetSubscriber, Received
+from edgekit.telemetry import publisher as publisher_module
 from edgekit.telemetry.connection import Backoff
 from edgekit.telemetry.messages import Event, ServedModel, Status, Telemetry
 from edgekit.telemetry.outbox import Outbox
@@ -256,6 +258,24 @@ def test_sensor_that_fails__leaves_the_rest_of_the_message(
     assert len(lines(caplog, "the bus hangs")) == 1
 
 
+def test_reading_that_cannot_be__leaves_the_rest_of_the_message(
+    mosquitto: Mosquitto, publish: Callable[..., Publisher], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Mad:
+        def read(self) -> Readings:
+            return Readings(cpu_percent=40.0, power_w={"VDD_IN": -5.0, "VDD_CPU": 2.0}, power_total_w=-5.0)
+
+        def read_power_w(self) -> float | None:
+            return -5.0
+
+    with FleetSubscriber(mosquitto.url) as subscriber:
+        publish(mosquitto.url, sensors=Mad())
+        message = next_telemetry(subscriber)
+        next_telemetry(subscriber)
+    assert (message.cpu_percent, message.power_w, message.power_total_w) == (40.0, {"VDD_CPU": 2.0}, None)
+    assert len(lines(caplog, "power_total_w has a value that cannot be")) == 1
+
+
 # --- what goes wrong ---------------------------------------------------------------------------------------
 
 
@@ -415,6 +435,74 @@ def test_close__of_a_broker_that_hangs_ends_in_time(
     began_s = time.monotonic()
     publisher.close(timeout_s=1.0)
     assert time.monotonic() - began_s < 4.0
+
+
+def test_close__with_a_hanging_sensor_and_a_hanging_broker_ends_in_time(
+    mosquitto: Mosquitto, publish: Callable[..., Publisher]
+) -> None:
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    class Hanging:
+        def read(self) -> Readings:
+            hangs.set()
+            goes_on.wait(30)
+            return Readings()
+
+    publisher = publish(mosquitto.url, sensors=Hanging())
+    wait_until(lambda: publisher.is_online and hangs.is_set())
+    mosquitto.pause()
+    began_s = time.monotonic()
+    publisher.close(timeout_s=2.0)
+    took_s = time.monotonic() - began_s
+    goes_on.set()
+    assert took_s < 3.5  # 2, and a tick of the connection
+
+
+def test_close__with_a_hanging_sensor_still_says_offline(
+    mosquitto: Mosquitto, publish: Callable[..., Publisher]
+) -> None:
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    class Hanging:
+        def read(self) -> Readings:
+            hangs.set()
+            goes_on.wait(30)
+            return Readings()
+
+    with FleetSubscriber(mosquitto.url) as subscriber:
+        publisher = publish(mosquitto.url, sensors=Hanging())
+        wait_until(lambda: publisher.is_online and hangs.is_set())
+        publisher.close(timeout_s=2.0)
+        status = next_status(subscriber, lambda status: status.state == "offline")
+    goes_on.set()
+    assert status.reason == "shutdown"
+
+
+def test_power__samples_are_bounded_while_windows_fail(
+    mosquitto: Mosquitto,
+    publish: Callable[..., Publisher],
+    engine: StubEngine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(publisher_module, "_MAX_POWER_SAMPLES", 8)
+    sampled = 0
+
+    class Meter:
+        def read(self) -> Readings:
+            return Readings()
+
+        def read_power_w(self) -> float | None:
+            nonlocal sampled
+            sampled += 1
+            return 10.0
+
+    def fail() -> None:
+        raise RuntimeError("no figures")
+
+    monkeypatch.setattr(engine, "stats", fail)
+    publisher = publish(mosquitto.url, sensors=Meter(), interval_s=0.01)
+    wait_until(lambda: sampled > 30)
+    assert len(publisher._power) == 8
 
 
 def test_refused_topic__is_said_once_and_the_rest_goes_on(
