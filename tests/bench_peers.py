@@ -28,7 +28,7 @@ import psutil
 from edgekit.bundle.signing import generate_key_pair, write_key_pair
 from edgekit.engine.llama_library import default_threads
 from edgekit.errors import EdgekitError
-from edgekit.load import Load, measure
+from edgekit.http_load import Load, measure
 from edgekit.profiles import load_profile, resolve_host
 from export.demo.broker import free_port
 from export.demo.chat import wait_until_ready

@@ -28,7 +28,7 @@ def bench(
     import json
     from dataclasses import asdict
 
-    from edgekit.load import Load, compare, measure
+    from edgekit.http_load import Load, compare, measure
 
     rows = []
     for count in streams or [1, 8]:

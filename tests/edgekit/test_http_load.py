@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from edgekit.errors import EdgekitError, UsageError
-from edgekit.load import Load, compare, measure
+from edgekit.http_load import Load, compare, measure
 
 
 def test_measure__counts_what_the_server_generates(server_url: str) -> None:

@@ -188,11 +188,11 @@ def _events(connection: socket.socket) -> Iterator[bytes]:
     while b"\r\n\r\n" not in received:
         received += _receive(connection)
     head, _, received = received.partition(b"\r\n\r\n")
-    if head.split(b" ", 2)[1] != b"200":
+    status = head.split(b"\r\n", 1)[0].partition(b" ")[2].decode("latin-1")
+    if not status.startswith("200"):
         with contextlib.suppress(EdgekitError):
             while True:
                 received += _receive(connection)
-        status = head.split(b"\r\n", 1)[0].decode("latin-1")
         raise EdgekitError(f"the server answers {status}: {received.decode('utf-8', 'replace')[:500]}")
     while True:
         *events, received = received.split(b"\n\n")
