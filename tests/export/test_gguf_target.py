@@ -36,7 +36,7 @@ def test_write_float_gguf__equals_llama_cpps_converter(
     write_float_gguf(_open(r1_family(family)), path)
     expected = json.loads((golden.HERE / f"{family}.json").read_text(encoding="utf-8"))
     with monkeypatch.context() as patch:
-        # GGUFReader slices its file a million times for the vocabulary: of a memmap that takes thrice as long.
+        # GGUFReader slices its file a million times for the vocabulary: a memmap takes thrice as long.
         patch.setattr(np, "memmap", lambda file, mode: np.fromfile(file, dtype=np.uint8))
         written = golden.describe(path)
     # Part by part, so that a failure names the key or the tensor.
