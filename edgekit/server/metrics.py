@@ -29,12 +29,12 @@ class Metrics:
 
     Args:
         slot: the model to report on; before it is ready only `edgekit_ready` is there.
-        info: labels of `edgekit_bundle_info`, e.g. the release and the profile.
     """
 
-    def __init__(self, slot: ModelSlot, info: Mapping[str, str] | None = None) -> None:
+    def __init__(self, slot: ModelSlot) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_EngineCollector(slot, dict(info or {})))
+        self._collector = _EngineCollector(slot)
+        self._registry.register(self._collector)
         self._ttft = Histogram(
             "edgekit_ttft_seconds",
             "Time to first token, from a request's arrival.",
@@ -49,8 +49,14 @@ class Metrics:
         )
         self._lock = threading.Lock()
 
-    def watch(self, engine: Engine) -> None:
-        """Count the engine's requests from now on."""
+    def watch(self, engine: Engine, info: Mapping[str, str]) -> None:
+        """Count the engine's requests from now on.
+
+        Args:
+            engine: the slot's.
+            info: labels of `edgekit_bundle_info`, e.g. the release and the profile.
+        """
+        self._collector.info = dict(info)
         engine.observe(self._note)
 
     def _note(self, record: RequestRecord) -> None:
@@ -66,16 +72,16 @@ class Metrics:
 
 
 class _EngineCollector(Collector):
-    def __init__(self, slot: ModelSlot, info: dict[str, str]) -> None:
+    def __init__(self, slot: ModelSlot) -> None:
         self._slot = slot
-        self._info = info
+        self.info: dict[str, str] = {}
 
     def collect(self) -> Iterator[Metric]:
         model = self._slot.model
         yield _gauge("edgekit_ready", "1 when the model answers.", float(model is not None))
-        if self._info:
-            info = GaugeMetricFamily("edgekit_bundle_info", "What is served.", labels=list(self._info))
-            info.add_metric(list(self._info.values()), 1)
+        if self.info:
+            info = GaugeMetricFamily("edgekit_bundle_info", "What is served.", labels=list(self.info))
+            info.add_metric(list(self.info.values()), 1)
             yield info
         if model is None:
             return

@@ -20,6 +20,10 @@ __all__ = ["LoadedModel", "ModelSlot"]
 
 log = logging.getLogger(__name__)
 
+_STOP_LOADING_S = 20
+"""How long to wait for a load to stop. Checking and trying the files takes minutes and stops at once; after
+that llama.cpp cannot be interrupted, and has seconds to go."""
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
@@ -45,14 +49,15 @@ class ModelSlot:
     The server listens from the first moment, so that a load balancer sees 503 and not a refused connection.
 
     Args:
-        load: makes the model; called once, on a thread of its own.
+        load: makes the model; called once, on a thread of its own. Once the event it is given is set, nobody
+            wants the model any more.
         on_ready: called when the model answers.
         on_failure: called when loading has failed.
     """
 
     def __init__(
         self,
-        load: Callable[[], LoadedModel],
+        load: Callable[[threading.Event], LoadedModel],
         *,
         on_ready: Callable[[LoadedModel], None] = lambda model: None,
         on_failure: Callable[[EdgekitError], None] = lambda error: None,
@@ -62,25 +67,35 @@ class ModelSlot:
         self._on_failure = on_failure
         self._model: LoadedModel | None = None
         self._bridge: EventBridge | None = None
-        self.failure: EdgekitError | None = None
+        self._load_failure: EdgekitError | None = None
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="load-model", daemon=True)
 
     def start(self) -> None:
         """Begin to load. Call on the event loop that will serve."""
         self._bridge = EventBridge(asyncio.get_running_loop())
-        threading.Thread(target=self._run, name="load-model", daemon=True).start()
+        self._thread.start()
 
     def _run(self) -> None:
         try:
-            self._model = self._load()
-            self._on_ready(self._model)
+            model = self._load(self._closing)
         except EdgekitError as error:
             self._give_up(error)
         except Exception as error:
             log.exception("loading the model failed")
             self._give_up(EngineError(f"loading the model failed: {type(error).__name__}: {error}"))
+        else:
+            if self._closing.is_set():
+                model.engine.close()
+                return
+            self._model = model
+            self._on_ready(model)
 
     def _give_up(self, error: EdgekitError) -> None:
-        self.failure = error
+        if self._closing.is_set():
+            log.info("loading has ended: %s", error.message)
+            return
+        self._load_failure = error
         self._on_failure(error)
 
     @property
@@ -94,6 +109,13 @@ class ModelSlot:
         """The model once it is ready, None before."""
         return self._model
 
+    @property
+    def failure(self) -> EdgekitError | None:
+        """Why there is no model, or why its engine has stopped for good; None while all is well."""
+        if self._model is not None:
+            return self._model.engine.failure
+        return self._load_failure
+
     def ready_model(self) -> LoadedModel:
         """The model, or the error that a client gets instead.
 
@@ -101,8 +123,7 @@ class ModelSlot:
             ApiError: 503 while loading, 500 when the model or its engine has failed.
         """
         model = self._model
-        failure = self.failure or (model.engine.failure if model is not None else None)
-        if failure is not None:
+        if (failure := self.failure) is not None:
             raise ApiError(500, failure.message, kind="server_error", code="model_failed")
         if model is None:
             raise ApiError(
@@ -115,6 +136,11 @@ class ModelSlot:
         return model
 
     def close(self) -> None:
-        """Stop the engine and free the model."""
+        """Stop loading, or stop the engine and free the model. Harmless when done before."""
+        self._closing.set()
+        if self._thread.ident is not None:
+            self._thread.join(_STOP_LOADING_S)
+            if self._thread.is_alive():
+                log.warning("the model still loads after %d s: the process ends without it", _STOP_LOADING_S)
         if self._model is not None:
             self._model.engine.close()

@@ -29,8 +29,10 @@ def running_server(
     load: Callable[[], LoadedModel], keys: ApiKeys | None = None, *, body_timeout_s: float = 30.0
 ) -> Iterator[str]:
     """Serve until the block ends; yields the base URL."""
-    slot = ModelSlot(load, on_ready=lambda model: metrics.watch(model.engine))
-    metrics = Metrics(slot, {"release": "1"})
+    slot = ModelSlot(
+        lambda _stop: load(), on_ready=lambda model: metrics.watch(model.engine, {"release": "1"})
+    )
+    metrics = Metrics(slot)
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     config = uvicorn.Config(
