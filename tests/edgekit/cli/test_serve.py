@@ -1,0 +1,325 @@
+"""`edgekit serve` as a user runs it: a process, its exit codes, signals, and a real broker."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import paho.mqtt.client as mqtt
+import psutil
+import pytest
+
+from edgekit.bundle.bundle import seal
+from edgekit.bundle.keys import SecretKey, generate_key_pair
+from edgekit.bundle.manifest import ManifestFields, PlanRecord, ProfileRef, SourceRecord
+from edgekit.cli.serve import adapt_settings
+from edgekit.errors import UsageError
+from edgekit.gguf_header import model_facts, read_gguf_header
+from edgekit.profiles import ServeSettings
+
+COMMAND = [sys.executable, "-c", "from edgekit.cli.main import main; main()", "serve"]
+SETTINGS = ServeSettings(threads=None, context_tokens=512, slots=2, kv_cells=600, batch_tokens=128)
+LONG = {
+    "messages": [{"role": "user", "content": "Count."}],
+    "stream": True,
+    "max_tokens": 400,
+    "logit_bias": {"2": -100},
+}
+
+no_key_installed = pytest.mark.skipif(
+    Path("/etc/edgekit/edgekit.pub").exists(), reason="this machine trusts a key of its own"
+)
+
+
+def wait_until(condition: Callable[[], Any], timeout_s: float = 60.0) -> Any:
+    end_s = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < end_s, "the condition did not come true in time"
+        time.sleep(0.02)
+    return value
+
+
+class Serving:
+    """A running `edgekit serve`."""
+
+    def __init__(self, log: Path, *arguments: str | Path, **environ: str) -> None:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("EDGEKIT_")}
+        self._log = log
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [*COMMAND, *(str(argument) for argument in arguments)],
+                env={**inherited, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environ},
+                cwd=log.parent,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        def found() -> re.Match[str] | None:
+            match = re.search(pattern, self.log)
+            assert match or self.process.poll() is None, self.log
+            return match
+
+        match = wait_until(found)
+        assert isinstance(match, re.Match)
+        return match
+
+    @property
+    def url(self) -> str:
+        return self.wait_for(r"listening on (http://\S+)")[1]
+
+    def exit_code(self, timeout_s: float = 60.0) -> int:
+        return self.process.wait(timeout_s)
+
+    def terminate(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+
+Serve = Callable[..., Serving]
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    started: list[Serving] = []
+
+    def start(*arguments: str | Path, **environ: str) -> Serving:
+        started.append(Serving(tmp_path / f"serve-{len(started)}.log", *arguments, **environ))
+        return started[-1]
+
+    yield start
+    for serving in started:
+        if serving.process.poll() is None:
+            serving.process.kill()
+            serving.process.wait()
+
+
+@pytest.fixture(scope="session")
+def secret_key() -> SecretKey:
+    return generate_key_pair()[0]
+
+
+@pytest.fixture(scope="session")
+def public_key(secret_key: SecretKey) -> str:
+    return secret_key.public_key().to_base64()
+
+
+@pytest.fixture(scope="session")
+def bundle(student: Path, secret_key: SecretKey, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("serve") / "bundle"
+    directory.mkdir()
+    shutil.copyfile(student, directory / "model.gguf")
+    facts = model_facts(read_gguf_header(student), name="student")
+    fields = ManifestFields(
+        name="student",
+        release=7,
+        created_utc="2026-03-31T08:05:00Z",
+        runtime="llama.cpp",
+        format="gguf",
+        entry="model.gguf",
+        model=facts,
+        profile=ProfileRef(name="host", sha256="ab" * 32),
+        plan=PlanRecord(quantization="Q4_1", conversion="copied", serve=SETTINGS, forecast=None),
+        source=SourceRecord(
+            name="student.gguf", kind="gguf", sha256=None, revision=None, license=None, base_model=None
+        ),
+        tools={},
+    )
+    seal(directory, fields, secret_key)
+    return directory
+
+
+def test_serve__port_that_is_taken(serve: Serve, bundle: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        serving = serve(bundle, "--integrity-only", "--port", str(port))
+        assert serving.exit_code() == 2
+    assert f"cannot listen on 127.0.0.1:{port}" in serving.log
+    assert "verifying" not in serving.log
+
+
+def test_serve__open_address_needs_an_api_key(serve: Serve, bundle: Path) -> None:
+    serving = serve(bundle, "--integrity-only", "--host", "0.0.0.0", "--port", "0")
+    assert serving.exit_code() == 2
+    assert "--api-key-file" in serving.log
+
+
+@no_key_installed
+def test_serve__no_public_key_names_the_way_out(serve: Serve, bundle: Path) -> None:
+    serving = serve(bundle, "--port", "0")
+    assert serving.exit_code() == 1
+    assert "--integrity-only" in serving.log
+
+
+def test_serve__wrong_key(serve: Serve, bundle: Path) -> None:
+    other = generate_key_pair()[1].to_base64()
+    serving = serve(bundle, "--public-key", other, "--port", "0")
+    assert serving.exit_code() == 1
+    assert str(bundle) in serving.log.splitlines()[-2] + serving.log.splitlines()[-1]
+    assert "Traceback" not in serving.log
+
+
+def test_serve__integrity_only_uses_no_key_at_all(serve: Serve, bundle: Path, public_key: str) -> None:
+    both = serve(bundle, "--integrity-only", "--public-key", public_key, "--port", "0")
+    other = generate_key_pair()[1].to_base64()
+    around = serve(bundle, "--integrity-only", "--port", "0", EDGEKIT_PUBLIC_KEY=other)
+    assert both.exit_code() == 2
+    assert "leave out --public-key" in both.log
+    around.wait_for("ready: student")
+    around.terminate()
+    assert around.exit_code() == 0
+
+
+def test_serve__flipped_byte_is_found_and_named(
+    serve: Serve, bundle: Path, public_key: str, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(bundle, damaged)
+    with (damaged / "model.gguf").open("r+b") as file:
+        file.seek(-1000, os.SEEK_END)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+    serving = serve(damaged, "--public-key", public_key, "--port", "0")
+    assert serving.exit_code() == 1
+    assert "model.gguf was changed" in serving.log
+    assert "listening on" in serving.log
+    assert "Traceback" not in serving.log
+
+
+def test_serve__certificates_that_are_not_there(serve: Serve, bundle: Path) -> None:
+    broker = "mqtts://127.0.0.1:1?ca=/nonexistent/ca.pem"
+    serving = serve(bundle, "--integrity-only", "--port", "0", EDGEKIT_MQTT=broker)
+    assert serving.exit_code() == 1
+    assert "/nonexistent/ca.pem" in serving.log
+    assert "verifying" not in serving.log
+
+
+def test_serve__sigterm_while_loading_leaves_no_child(serve: Serve, bundle: Path) -> None:
+    serving = serve(bundle, "--integrity-only", "--port", "0")
+    serving.wait_for("loading student")
+    (child,) = wait_until(psutil.Process(serving.process.pid).children)
+    assert httpx.get(f"{serving.url}/health").status_code == 503
+    begun = time.monotonic()
+    serving.terminate()
+    assert serving.exit_code() == 0
+    assert time.monotonic() - begun < 10
+    assert not child.is_running()
+    assert "ready:" not in serving.log
+
+
+def test_serve__sigterm_during_a_stream(serve: Serve, bundle: Path) -> None:
+    serving = serve(bundle, "--integrity-only", "--port", "0")
+    serving.wait_for("ready: student")
+    begun = None
+    with httpx.stream("POST", f"{serving.url}/v1/chat/completions", json=LONG, timeout=30) as response:
+        for line in response.iter_lines():
+            if begun is None and '"content":' in line:
+                serving.terminate()
+                begun = time.monotonic()
+    assert begun is not None
+    assert serving.exit_code() == 0
+    assert time.monotonic() - begun < 20
+
+
+def test_serve__reports_from_start_to_end(
+    serve: Serve, bundle: Path, public_key: str, mosquitto_port: int
+) -> None:
+    received: list[tuple[str, dict[str, Any]]] = []
+    subscribed = threading.Event()
+    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
+    client.on_connect = lambda *_: client.subscribe("#", qos=1)
+    client.on_subscribe = lambda *_: subscribed.set()
+    client.on_message = lambda _client, _data, message: received.append(
+        (message.topic.rsplit("/", 1)[1], json.loads(message.payload))
+    )
+    client.connect("127.0.0.1", mosquitto_port)
+    client.loop_start()
+    try:
+        assert subscribed.wait(10)
+        serving = serve(
+            *(bundle, "--public-key", public_key, "--port", "0", "--device", "pi-1"),
+            *("--telemetry-interval", "0.5"),
+            EDGEKIT_MQTT=f"mqtt://127.0.0.1:{mosquitto_port}",
+        )
+        serving.wait_for("ready: student")
+        body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}
+        answer = httpx.post(f"{serving.url}/v1/chat/completions", json=body, timeout=30)
+        assert answer.json()["model"] == "student"
+        metrics = httpx.get(f"{serving.url}/metrics").text
+        assert re.search(r'edgekit_bundle_info\{.*release="7"', metrics)
+
+        def decoded() -> bool:
+            windows = [message for kind, message in received if kind == "telemetry"]
+            return any((message["decode"] or {}).get("tokens") for message in windows)
+
+        wait_until(decoded, 15)
+        serving.terminate()
+        assert serving.exit_code() == 0
+        wait_until(lambda: received[-1][0] == "status" and received[-1][1]["state"] == "offline", 10)
+    finally:
+        client.loop_stop()
+        client.disconnect()
+    assert [message["state"] for kind, message in received if kind == "status"] == ["online", "offline"]
+    assert received[0][1]["model"]["release"] == 7
+    assert received[-1][1]["reason"] == "shutdown"
+
+
+@pytest.fixture
+def mosquitto_port(tmp_path: Path) -> Iterator[int]:
+    program = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
+    assert program, "this test needs mosquitto: apt-get install mosquitto"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    config = tmp_path / "mosquitto.conf"
+    config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\n")
+    broker = subprocess.Popen([program, "-c", config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+
+        def accepts() -> bool:
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", port)) == 0
+
+        wait_until(accepts, 10)
+        yield port
+    finally:
+        broker.terminate()
+        broker.wait(10)
+
+
+def adapted(**given: int) -> ServeSettings:
+    return adapt_settings(SETTINGS, **{"threads": None, "context_tokens": None, "slots": None, **given})
+
+
+def test_adapt_settings__what_is_not_given_stays() -> None:
+    assert adapted() == SETTINGS
+    assert adapted(threads=3).threads == 3
+
+
+def test_adapt_settings__cache_grows_with_the_context_and_does_not_shrink() -> None:
+    assert adapted(context_tokens=4096).kv_cells == 4096
+    assert adapted(context_tokens=128).kv_cells == 600
+
+
+@pytest.mark.parametrize("given", [{"slots": 129}, {"slots": 0}, {"threads": -1}])
+def test_adapt_settings__what_does_not_go_together(given: dict[str, int]) -> None:
+    with pytest.raises(UsageError):
+        adapted(**given)
