@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-__all__ = ["serve"]
+if TYPE_CHECKING:
+    from edgekit.bundle.bundle import Bundle
+    from edgekit.bundle.keys import PublicKey
+    from edgekit.profiles import ServeSettings
+
+__all__ = ["adapt_settings", "serve"]
 
 
 def serve(
@@ -30,7 +36,12 @@ def serve(
     context: Annotated[int | None, typer.Option(help="Context of one request, in tokens.", min=64)] = None,
     slots: Annotated[int | None, typer.Option(help="Streams decoded together.", min=1, max=64)] = None,
     mqtt: Annotated[
-        str | None, typer.Option(help="Broker to report to: mqtt://[user:password@]host[:port], or mqtts://…")
+        str | None,
+        typer.Option(
+            help="Broker to report to: mqtt://[user:password@]host[:port], or mqtts://…"
+            " In the environment, other users cannot see its password.",
+            envvar="EDGEKIT_MQTT",
+        ),
     ] = None,
     fleet: Annotated[str, typer.Option(help="Fleet this device reports as part of.")] = "default",
     device: Annotated[
@@ -43,28 +54,31 @@ def serve(
     import os
     import socket
 
-    from edgekit.bundle.bundle import verify_bundle
     from edgekit.bundle.signing import find_public_key
-    from edgekit.errors import SignatureError
+    from edgekit.errors import SignatureError, UsageError
     from edgekit.server.access import ApiKeys
     from edgekit.server.run import Reporting, run_server
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    key = find_public_key(public_key, os.environ)
+    if integrity_only and public_key is not None:
+        raise UsageError("--integrity-only does not look at the signature; leave out --public-key")
+    key = None if integrity_only else find_public_key(public_key, os.environ)
     if key is None and not integrity_only:
         raise SignatureError(
             f"{bundle}: the signature cannot be checked: no public key is known",
             hint="give --public-key KEY.pub, put the key in /etc/edgekit/edgekit.pub, or accept that with "
             "--integrity-only",
         )
-    verified = verify_bundle(bundle, key)
-    given = {"threads": threads, "context_tokens": context, "slots": slots}
-    settings = verified.manifest.plan.serve.model_copy(
-        update={name: value for name, value in given.items() if value is not None}
-    )
+
+    def open_bundle(stop: threading.Event) -> tuple[Bundle, ServeSettings]:
+        verified = _verify(bundle, key, stop)
+        settings = adapt_settings(
+            verified.manifest.plan.serve, threads=threads, context_tokens=context, slots=slots
+        )
+        return verified, settings
+
     run_server(
-        verified,
-        settings,
+        open_bundle,
         host=host,
         port=port,
         keys=ApiKeys.from_file(api_key_file) if api_key_file is not None else None,
@@ -72,3 +86,48 @@ def serve(
         if mqtt is None
         else Reporting(mqtt, fleet, device or socket.gethostname(), telemetry_interval),
     )
+
+
+def _verify(path: Path, key: PublicKey | None, stop: threading.Event) -> Bundle:
+    import logging
+
+    from edgekit.bundle.bundle import verify_bundle
+    from edgekit.errors import EngineStoppedError
+
+    def check_stop(_done: int, _total: int) -> None:
+        if stop.is_set():
+            raise EngineStoppedError(f"{path}: verifying was stopped")
+
+    logging.getLogger(__name__).info("verifying %s", path)
+    return verify_bundle(path, key, progress=check_stop)
+
+
+def adapt_settings(
+    settings: ServeSettings, *, threads: int | None, context_tokens: int | None, slots: int | None
+) -> ServeSettings:
+    """A bundle's settings with those of the command line in their place; None leaves what is there.
+
+    Raises:
+        UsageError: they do not go together.
+    """
+    from pydantic import ValidationError
+
+    from edgekit.errors import UsageError
+    from edgekit.profiles import ServeSettings
+
+    given = {"threads": threads, "context_tokens": context_tokens, "slots": slots}
+    values = settings.model_dump(exclude_unset=True)
+    values |= {name: value for name, value in given.items() if value is not None}
+    if values.get("kv_cells") is not None:
+        # A context that was asked for must fit the cache; a larger cache is no harm to a smaller one.
+        values["kv_cells"] = max(values["kv_cells"], values["context_tokens"])
+    try:
+        adapted = ServeSettings.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(f"the bundle cannot be served like that: {error.errors()[0]['msg']}") from error
+    if adapted.slots > adapted.batch_tokens:
+        raise UsageError(
+            f"{adapted.slots} slots do not fit the bundle's batch of {adapted.batch_tokens} tokens",
+            hint=f"give --slots {adapted.batch_tokens} or less, or export with a larger batch",
+        )
+    return adapted
