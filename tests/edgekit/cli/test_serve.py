@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,17 @@ from edgekit.errors import UsageError
 from edgekit.gguf_header import model_facts, read_gguf_header
 from edgekit.profiles import ServeSettings
 
-COMMAND = [sys.executable, "-c", "from edgekit.cli.main import main; main()", "serve"]
+MAIN = "from edgekit.cli.main import main; main()"
+BROKEN_ENGINE = """
+from edgekit.engine.llama import LlamaRunner
+def open_sampler(self, sampling, prompt): raise RuntimeError("out of luck")
+LlamaRunner.open_sampler = open_sampler
+"""
+BROKEN_SENSORS = """
+import edgekit.server.run
+def open_sensors(): raise OSError("no such sensor")
+edgekit.server.run.open_sensors = open_sensors
+"""
 SETTINGS = ServeSettings(threads=None, context_tokens=512, slots=2, kv_cells=600, batch_tokens=128)
 LONG = {
     "messages": [{"role": "user", "content": "Count."}],
@@ -52,14 +63,14 @@ def wait_until(condition: Callable[[], Any], timeout_s: float = 60.0) -> Any:
 
 
 class Serving:
-    """A running `edgekit serve`."""
+    """A running `edgekit serve`. `fault` is code that breaks something in it first."""
 
-    def __init__(self, log: Path, *arguments: str | Path, **environ: str) -> None:
+    def __init__(self, log: Path, *arguments: str | Path, fault: str = "", **environ: str) -> None:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("EDGEKIT_")}
         self._log = log
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [*COMMAND, *(str(argument) for argument in arguments)],
+                [sys.executable, "-c", fault + MAIN, "serve", *(str(argument) for argument in arguments)],
                 env={**inherited, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environ},
                 cwd=log.parent,
                 stdout=output,
@@ -242,18 +253,7 @@ def test_serve__sigterm_during_a_stream(serve: Serve, bundle: Path) -> None:
 def test_serve__reports_from_start_to_end(
     serve: Serve, bundle: Path, public_key: str, mosquitto_port: int
 ) -> None:
-    received: list[tuple[str, dict[str, Any]]] = []
-    subscribed = threading.Event()
-    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
-    client.on_connect = lambda *_: client.subscribe("#", qos=1)
-    client.on_subscribe = lambda *_: subscribed.set()
-    client.on_message = lambda _client, _data, message: received.append(
-        (message.topic.rsplit("/", 1)[1], json.loads(message.payload))
-    )
-    client.connect("127.0.0.1", mosquitto_port)
-    client.loop_start()
-    try:
-        assert subscribed.wait(10)
+    with messages_of(mosquitto_port) as received:
         serving = serve(
             *(bundle, "--public-key", public_key, "--port", "0", "--device", "pi-1"),
             *("--telemetry-interval", "0.5"),
@@ -274,12 +274,60 @@ def test_serve__reports_from_start_to_end(
         serving.terminate()
         assert serving.exit_code() == 0
         wait_until(lambda: received[-1][0] == "status" and received[-1][1]["state"] == "offline", 10)
-    finally:
-        client.loop_stop()
-        client.disconnect()
     assert [message["state"] for kind, message in received if kind == "status"] == ["online", "offline"]
     assert received[0][1]["model"]["release"] == 7
     assert received[-1][1]["reason"] == "shutdown"
+
+
+def test_serve__engine_that_fails_is_reported_and_ends_the_process(
+    serve: Serve, bundle: Path, mosquitto_port: int
+) -> None:
+    broker = f"mqtt://127.0.0.1:{mosquitto_port}"
+    with messages_of(mosquitto_port) as received:
+        serving = serve(bundle, "--integrity-only", "--port", "0", "--mqtt", broker, fault=BROKEN_ENGINE)
+        serving.wait_for("ready: student")
+        wait_until(lambda: received)
+        url = f"{serving.url}/v1/chat/completions"
+        answer = httpx.post(url, json={"messages": [{"role": "user", "content": "Hello"}]}, timeout=30)
+        assert answer.status_code == 500
+        assert serving.exit_code(20) == 1
+        wait_until(lambda: [message["state"] for kind, message in received if kind == "status"][1:], 10)
+    events = [message for kind, message in received if kind == "event"]
+    assert [(event["event"], event["severity"]) for event in events] == [("engine_failed", "error")]
+    assert "out of luck" in events[0]["detail"]["message"]
+    assert "edgekit: the engine has stopped: RuntimeError: out of luck" in serving.log
+
+
+def test_serve__goes_on_without_telemetry_that_cannot_start(serve: Serve, bundle: Path) -> None:
+    serving = serve(
+        bundle, "--integrity-only", "--port", "0", "--mqtt", "mqtt://127.0.0.1:1", fault=BROKEN_SENSORS
+    )
+    serving.wait_for("ready: student")
+    assert "serving without telemetry" in serving.log
+    assert httpx.get(f"{serving.url}/health").status_code == 200
+    serving.terminate()
+    assert serving.exit_code() == 0
+
+
+@contextmanager
+def messages_of(port: int) -> Iterator[list[tuple[str, dict[str, Any]]]]:
+    """All messages that come in, as kind and content."""
+    received: list[tuple[str, dict[str, Any]]] = []
+    subscribed = threading.Event()
+    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
+    client.on_connect = lambda *_: client.subscribe("#", qos=1)
+    client.on_subscribe = lambda *_: subscribed.set()
+    client.on_message = lambda _client, _data, message: received.append(
+        (message.topic.rsplit("/", 1)[1], json.loads(message.payload))
+    )
+    client.connect("127.0.0.1", port)
+    client.loop_start()
+    try:
+        assert subscribed.wait(10)
+        yield received
+    finally:
+        client.loop_stop()
+        client.disconnect()
 
 
 @pytest.fixture
