@@ -196,12 +196,20 @@ def _sampling(body: ChatCompletionRequest, model: LoadedModel) -> Sampling:
         for name in ("temperature", "top_p", "top_k", "min_p", "seed")
         if (value := getattr(body, name)) is not None
     }
+    biases = {int(token): bias for token, bias in (body.logit_bias or {}).items()}
+    for token in biases:
+        if token >= model.facts.vocabulary:
+            raise ApiError(
+                400,
+                f"'logit_bias': the model has {model.facts.vocabulary} tokens, and {token} is none of them",
+                param="logit_bias",
+            )
     return replace(
         model.sampling,
         presence_penalty=body.presence_penalty,
         frequency_penalty=body.frequency_penalty,
         repeat_penalty=body.repeat_penalty,
-        logit_bias={int(token): bias for token, bias in (body.logit_bias or {}).items()},
+        logit_bias=biases,
         **given,
     )
 

@@ -15,6 +15,8 @@ __all__ = ["ChatCompletionRequest", "ChatMessage", "StreamOptions"]
 
 _MAX_STOPS = 16
 _MAX_MESSAGES = 1024
+_MAX_BIASES = 300
+"""OpenAI's limit; each costs time at every token."""
 
 
 class _Body(BaseModel):
@@ -88,7 +90,9 @@ class ChatCompletionRequest(_Body):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     repeat_penalty: Annotated[float, Field(gt=0, le=2)] = 1.0
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: (
+        Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=_MAX_BIASES)] | None
+    ) = None
     n: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None

@@ -125,6 +125,8 @@ def test_history__second_turn_finds_the_first_in_the_cache(server_url: str) -> N
         ({"max_token": 5}, 400, "max_token", "unknown field 'max_token'"),
         ({"stop": ["x"] * 17}, 400, None, "stop"),
         ({"logit_bias": {"Paris": 5}}, 400, "logit_bias", "not a token id"),
+        ({"logit_bias": {"49152": 5}}, 400, "logit_bias", "has 49152 tokens"),
+        ({"logit_bias": {str(token): 1 for token in range(301)}}, 400, "logit_bias", "at most 300"),
         ({"n": 2}, 400, "n", "'n' is not supported"),
         ({"response_format": {"type": "json_object"}}, 400, "response_format", "not supported"),
         ({"tools": [{"type": "function"}]}, 400, "tools", "not supported"),
