@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 import signal
 import socket
@@ -35,6 +37,8 @@ _SHUTDOWN_S = 10
 """How long running answers may take to end after SIGTERM."""
 _MAX_CONNECTIONS = 256
 """More than the engine queues; beyond it uvicorn answers 503."""
+_M_TRIM_THRESHOLD = -1
+"""malloc.h"""
 _SWITCH_INTERVAL_S = 0.0005
 """The engine's thread waits for the interpreter after every step, at most this long (default: 5 ms)."""
 
@@ -87,6 +91,7 @@ def run_server(
     if reporting is not None:
         reporting.check()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    _give_back_freed_memory()
     with _listen(host, port) as listening:
         address = listening.getsockname()
         log.info(
@@ -190,6 +195,15 @@ def _publisher(model: LoadedModel, served: ServedModel, reporting: Reporting) ->
         model=served,
         interval_s=reporting.interval_s,
     )
+
+
+def _give_back_freed_memory() -> None:
+    """Keep glibc from hoarding: each large block that is freed raises the size below which it keeps them.
+
+    Setting a threshold, even to its default, ends that (mallopt(3)). Other C libraries have no such habit.
+    """
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).mallopt(_M_TRIM_THRESHOLD, 128 * 1024)
 
 
 def _listen(host: str, port: int) -> socket.socket:
