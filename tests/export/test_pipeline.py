@@ -6,18 +6,18 @@ import errno
 import fcntl
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from full_disk import file_size_limited
 
 from edgekit.bundle.bundle import verify_bundle
 from edgekit.bundle.signing import generate_key_pair
@@ -322,41 +322,28 @@ def test_export_bundle__result_that_does_not_load_leaves_nothing(
     assert _left_in(tmp_path) == ["Small-Qwen2"]
 
 
-@pytest.fixture
-def file_size_limit() -> Iterator[Callable[[int], None]]:
-    """Makes writes beyond a size fail, for this process and its children."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.mark.parametrize("quantization", ["Q8_0", "BF16"])
 @pytest.mark.parametrize("size", [1_000, 60_000, 150_000])
 def test_export_bundle__full_disk_leaves_nothing(
-    quantization: str, size: int, small: Path, tmp_path: Path, file_size_limit: Callable[[int], None]
+    quantization: str, size: int, small: Path, tmp_path: Path
 ) -> None:
     assert signal.getsignal(signal.SIGXFSZ) == signal.SIG_IGN  # a write that fails, not a signal that kills
-    file_size_limit(size)
-    with pytest.raises(ExportError):
+    with file_size_limited(size), pytest.raises(ExportError):
         export_bundle(small, load_profile("host"), tmp_path / "out", quantization=quantization)
     assert _left_in(tmp_path) == ["Small-Qwen2"]
 
 
 def test_export_bundle__disk_that_fills_up_under_the_quantizer_leaves_nothing(
-    small: Path, tmp_path: Path, file_size_limit: Callable[[int], None]
+    small: Path, tmp_path: Path
 ) -> None:
     floats = export_bundle(small, load_profile("host"), tmp_path / "floats", quantization="F32").entry_path
-    file_size_limit(60_000)
-    with pytest.raises(ExportError, match="cannot be quantized to Q8_0"):
+    with file_size_limited(60_000), pytest.raises(ExportError, match="cannot be quantized to Q8_0"):
         export_bundle(floats, load_profile("host"), tmp_path / "out", quantization="Q8_0")
     assert _left_in(tmp_path) == ["Small-Qwen2", "floats"]
 
 
-def test_export_bundle__full_disk_while_copying_is_named(
-    student: Path, tmp_path: Path, file_size_limit: Callable[[int], None]
-) -> None:
-    file_size_limit(1 << 20)
-    with pytest.raises(ExportError, match=os.strerror(errno.EFBIG)):
+def test_export_bundle__full_disk_while_copying_is_named(student: Path, tmp_path: Path) -> None:
+    with file_size_limited(1 << 20), pytest.raises(ExportError, match=os.strerror(errno.EFBIG)):
         export_bundle(student, load_profile("host"), tmp_path / "out")
     assert _left_in(tmp_path) == []
 

@@ -4,13 +4,13 @@ import hashlib
 import json
 import os
 import random
-import resource
 import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from full_disk import file_size_limited
 
 from edgekit.bundle.bundle import Bundle, open_bundle, seal, verify_bundle
 from edgekit.bundle.keys import PublicKey, SecretKey, generate_key_pair, load_public_key
@@ -146,13 +146,9 @@ def test_seal__failed_write_leaves_the_directory_as_it_was(
     limit_bytes: int, directory: Path, fields: ManifestFields, secret_key: SecretKey
 ) -> None:
     before = _names(directory)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))
-    try:
-        with pytest.raises(BundleError, match="cannot write the manifest: File too large"):
-            seal(directory, fields, secret_key)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    refused = pytest.raises(BundleError, match="cannot write the manifest: File too large")
+    with file_size_limited(limit_bytes), refused:
+        seal(directory, fields, secret_key)
     assert _names(directory) == before
 
 
