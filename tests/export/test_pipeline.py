@@ -373,7 +373,13 @@ def test_export__killed_in_the_middle_leaves_nothing(
     model = r1_family("R1-Tiny-Llama-1M")
     command = [sys.executable, "-m", "edgekit", "export", str(model), "--profile", "host"]
     command = [sys.executable, "-c", "from edgekit.cli.main import main; main()", *command[3:]]
-    child = subprocess.Popen([*command, "--out", str(tmp_path / "out")], stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [*command, "--out", str(tmp_path / "out")],
+        stderr=subprocess.PIPE,
+        text=True,
+        # Shells start background jobs with SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert child.stderr is not None
     for line in child.stderr:
         if line.startswith("quantizing"):
