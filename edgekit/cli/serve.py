@@ -51,18 +51,15 @@ def serve(
 ) -> None:
     """Serve BUNDLE over OpenAI-style HTTP, and report tokens/s over MQTT."""
     import logging
-    import os
     import socket
 
-    from edgekit.bundle.signing import find_public_key
-    from edgekit.errors import SignatureError, UsageError
+    from edgekit.cli.trusted_key import choose_key
+    from edgekit.errors import SignatureError
     from edgekit.server.access import ApiKeys
     from edgekit.server.run import Reporting, run_server
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    if integrity_only and public_key is not None:
-        raise UsageError("--integrity-only does not look at the signature; leave out --public-key")
-    key = None if integrity_only else find_public_key(public_key, os.environ)
+    key = choose_key(public_key, integrity_only=integrity_only)
     if key is None and not integrity_only:
         raise SignatureError(
             f"{bundle}: the signature cannot be checked: no public key is known",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgekit.cli.json_output import json_document
-from edgekit.errors import SignatureError, UsageError
+from edgekit.errors import SignatureError
 
 if TYPE_CHECKING:
     from edgekit.bundle.bundle import Bundle
@@ -47,11 +46,9 @@ def _verify(
     path: Path, option: str | None, integrity_only: bool, document: dict[str, Any], *, quiet: bool
 ) -> None:
     from edgekit.bundle.bundle import verify_bundle
-    from edgekit.bundle.signing import find_public_key
+    from edgekit.cli.trusted_key import choose_key
 
-    if integrity_only and option is not None:
-        raise UsageError("--integrity-only does not look at the signature; leave out --public-key")
-    key = None if integrity_only else find_public_key(option, os.environ)
+    key = choose_key(option, integrity_only=integrity_only)
     with _progress_bar(shown=not quiet and sys.stderr.isatty()) as progress:
         bundle = verify_bundle(path, key, progress=progress)
     document.update(_facts(bundle))
