@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 from edgekit.bundle.manifest import SourceRecord
 from edgekit.facts import ModelFacts
 from export.progress import Progress, silent
+from export.student.config import CheckpointConfig
+from export.student.integers import ALL_ROWS, IntegerMatrix
+from export.student.tokenizer import CheckpointTokenizer
 
-__all__ = ["Array", "Student", "StudentTensor", "as_float32", "first_non_finite"]
+__all__ = ["Array", "DecoderStudent", "Student", "StudentTensor", "as_float32", "first_non_finite"]
 
 Array = NDArray[Any]
 
@@ -24,22 +27,29 @@ class StudentTensor:
     """One weight of a student, read when asked for.
 
     `shape` is in numpy's order: rows first, the fastest dimension last. `storage` is "BF16", "F16" or
-    "F32", or the name of a ggml block type such as "Q4_1".
+    "F32"; the name of a ggml block type such as "Q4_1"; or what a quantized checkpoint packs, such as "INT4",
+    "FP8" or "NF4". `size_bytes` is what it takes on disk, scales and zeros included. `integers` is there
+    where the values are integers times scales.
     """
 
     name: str
     shape: tuple[int, ...]
     storage: str
     size_bytes: int
-    _read: Callable[[], Array] = field(repr=False, compare=False)
+    _read: Callable[[slice], Array] = field(repr=False, compare=False)
+    integers: IntegerMatrix | None = field(default=None, repr=False, compare=False)
 
-    def read(self) -> Array:
-        """The stored values, memory-mapped and read-only.
+    def read(self, rows: slice = ALL_ROWS) -> Array:
+        """Values of some rows, [rows, ...].
 
-        dtype float32, float16, or uint16 for BF16's bit patterns, of `shape`; for block types uint8, flat,
-        of length `size_bytes`.
+        Float weights as they are stored, memory-mapped and read-only: float32, float16, or uint16 for BF16's
+        bit patterns. All others dequantized to float32.
         """
-        return self._read()
+        return self._read(rows)
+
+    def read_float32(self, rows: slice = ALL_ROWS) -> NDArray[np.float32]:
+        """Values of some rows as float32, exactly."""
+        return as_float32(self.read(rows))
 
 
 class Student(Protocol):
@@ -59,6 +69,23 @@ class Student(Protocol):
 
     def license_text(self) -> str | None:
         """The text of the licence file that came with the student."""
+
+
+class DecoderStudent(Student, Protocol):
+    """A student in the terms of a Hugging Face checkpoint: its config, its tokenizer, its tensors' names."""
+
+    @property
+    def config(self) -> CheckpointConfig: ...
+
+    @property
+    def tokenizer(self) -> CheckpointTokenizer: ...
+
+    @property
+    def stored_as(self) -> str:
+        """Type of its float matrices: "BF16", "F16" or "F32"."""
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """tokenizer.json, tokenizer_config.json and what else of its kind there is: name to content."""
 
 
 def as_float32(values: Array) -> NDArray[np.float32]:

@@ -103,7 +103,6 @@ def read_config(path: Path) -> CheckpointConfig:
     """
     raw = read_json(path)
     architecture = _architecture(path, raw)
-    _refuse_quantized(path, raw)
     width, heads = _number(path, raw, "hidden_size"), _number(path, raw, "num_attention_heads")
     kv_heads = _number(path, raw, "num_key_value_heads", default=heads)
     if heads % kv_heads:
@@ -160,17 +159,6 @@ def _architecture(path: Path, raw: dict[str, Any]) -> str:
     if known is None:
         _fail(path, f"the architecture is {name!r}; known are {', '.join(ARCHITECTURES)}")
     return known
-
-
-def _refuse_quantized(path: Path, raw: dict[str, Any]) -> None:
-    quantization = raw.get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-        raise ModelFileError(
-            f"{path}: the checkpoint is quantized ({method or 'in an unknown way'}); "
-            "known are bf16, fp16 and fp32 weights",
-            hint="give the checkpoint that it was quantized from, or a GGUF of it",
-        )
 
 
 def _rope(path: Path, raw: dict[str, Any]) -> tuple[float, RopeScaling | None]:

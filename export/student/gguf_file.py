@@ -9,12 +9,18 @@ from pathlib import Path
 import numpy as np
 
 from edgekit.bundle.manifest import SourceRecord
+from edgekit.errors import MissingExtraError
 from edgekit.facts import ModelFacts
 from edgekit.gguf_header import GgufHeader, TensorInfo, model_facts, read_gguf_header, validate_model
 from export.cache import file_sha256
 from export.progress import Progress, silent
 from export.student.base import Array, StudentTensor
 from export.student.provenance import CHECKSUM, find_license_text, find_revision
+
+try:
+    import gguf
+except ImportError as error:
+    raise MissingExtraError("gguf", extra="export", feature="reading a GGUF's weights") from error
 
 __all__ = ["GgufStudent", "open_gguf"]
 
@@ -56,10 +62,13 @@ class GgufStudent:
     def _tensor(self, info: TensorInfo) -> StudentTensor:
         shape = tuple(reversed(info.shape))
 
-        def read() -> Array:
-            raw = self._data[info.offset : info.offset + info.size_bytes]
+        def read(rows: slice) -> Array:
+            raw = self._data[info.offset : info.offset + info.size_bytes].reshape(*shape[:-1], -1)[rows]
             floats = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}.get(info.type_name)
-            return raw if floats is None else raw.view(np.dtype(floats)).reshape(shape)
+            if floats is not None:
+                return raw.view(np.dtype(floats))
+            values: Array = gguf.dequantize(raw, gguf.GGMLQuantizationType[info.type_name])
+            return values
 
         return StudentTensor(
             name=info.name, shape=shape, storage=info.type_name, size_bytes=info.size_bytes, _read=read

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from math import prod
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from edgekit.bundle.manifest import SourceRecord
 from edgekit.errors import ModelFileError
@@ -21,13 +21,23 @@ from export.student.provenance import (
     find_revision,
     read_model_card,
 )
-from export.student.safetensors_file import open_safetensors
+from export.student.safetensors_file import StoredTensor, open_safetensors
 from export.student.tokenizer import CheckpointTokenizer, read_tokenizer
+from export.student.weight_reader import FLOAT_STORAGE, WeightReader, float_tensor, open_weight_reader
 
 __all__ = ["CheckpointStudent", "open_checkpoint"]
 
+T = TypeVar("T")
+
 INDEX_NAME: Final = "model.safetensors.index.json"
-FLOAT_STORAGE: Final = ("BF16", "F16", "F32")
+TOKENIZER_FILES: Final = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
 # Leftovers of old checkpoints: constants that the model computes itself.
 IGNORED_SUFFIXES: Final = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias")
 
@@ -35,14 +45,25 @@ IGNORED_SUFFIXES: Final = (".rotary_emb.inv_freq", ".attention.masked_bias", ".a
 class CheckpointStudent:
     """A checkpoint whose files have been opened and checked against its config.
 
-    Its tensors carry Hugging Face's names and are all float. `stored_as` is the type of its matrices.
+    Its tensors carry Hugging Face's names. `stored_as` is the type of its float matrices. Satisfies
+    `DecoderStudent`.
     """
 
-    def __init__(self, path: Path, config: CheckpointConfig, tensors: Mapping[str, StudentTensor]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: CheckpointConfig,
+        tensors: Mapping[str, StudentTensor],
+        *,
+        quantization: str | None = None,
+    ) -> None:
+        """`quantization`: what the facts call it; None for a float checkpoint."""
         self.path = path
         self.config = config
         self._tensors = tensors
-        self.stored_as = tensors["model.embed_tokens.weight"].storage
+        self._quantization = quantization
+        embedding = tensors["model.embed_tokens.weight"].storage
+        self.stored_as = embedding if embedding in FLOAT_STORAGE else "F32"
 
     @cached_property
     def tokenizer(self) -> CheckpointTokenizer:
@@ -60,7 +81,7 @@ class CheckpointStudent:
             parameters=sum(prod(tensor.shape) for tensor in self._tensors.values()),
             weight_bytes=weight_bytes,
             bytes_per_token=weight_bytes - (0 if tied else embedding.size_bytes),
-            quantization=self.stored_as,
+            quantization=self._quantization or self.stored_as,
             layers=config.layers,
             embedding_length=config.embedding_length,
             feed_forward_length=config.feed_forward_length,
@@ -89,6 +110,10 @@ class CheckpointStudent:
             base_model=self.facts.base_model,
         )
 
+    def tokenizer_files(self) -> dict[str, bytes]:
+        paths = [self.path / name for name in TOKENIZER_FILES]
+        return {path.name: path.read_bytes() for path in paths if path.is_file()}
+
     def license_text(self) -> str | None:
         return find_license_text(self.path)
 
@@ -108,16 +133,16 @@ def open_checkpoint(directory: Path) -> CheckpointStudent:
             config.json describes.
     """
     config = read_config(directory / "config.json")
-    tensors = {
-        name: tensor
-        for name, tensor in _open_tensors(directory).items()
-        if not name.endswith(IGNORED_SUFFIXES)
-    }
-    _check_tensors(directory, config, tensors)
-    return CheckpointStudent(directory, config, tensors)
+    reader = open_weight_reader(directory / "config.json", config.raw)
+    ignored = IGNORED_SUFFIXES + (() if reader is None else reader.ignored_suffixes)
+    stored = {name: t for name, t in _open_tensors(directory).items() if not name.endswith(ignored)}
+    tensors = _weights(directory, config, stored, reader)
+    return CheckpointStudent(
+        directory, config, tensors, quantization=None if reader is None else reader.quantization
+    )
 
 
-def _open_tensors(directory: Path) -> dict[str, StudentTensor]:
+def _open_tensors(directory: Path) -> dict[str, StoredTensor]:
     index_path = directory / INDEX_NAME
     if not index_path.is_file():
         single = directory / "model.safetensors"
@@ -128,7 +153,7 @@ def _open_tensors(directory: Path) -> dict[str, StudentTensor]:
             )
         return dict(open_safetensors(single).tensors)
     weight_map = _weight_map(index_path)
-    tensors: dict[str, StudentTensor] = {}
+    tensors: dict[str, StoredTensor] = {}
     for shard in sorted(set(weight_map.values())):
         found = open_safetensors(directory / shard).tensors
         for name in found:
@@ -159,25 +184,64 @@ def _weight_map(path: Path) -> dict[str, str]:
     return weight_map
 
 
-def _check_tensors(directory: Path, config: CheckpointConfig, tensors: Mapping[str, StudentTensor]) -> None:
+def _weights(
+    directory: Path,
+    config: CheckpointConfig,
+    stored: Mapping[str, StoredTensor],
+    reader: WeightReader | None,
+) -> dict[str, StudentTensor]:
+    """The model's weights out of what is stored, in the order of the files; all of it must be used."""
     wanted = config.tensor_shapes()
     # A tied head may be stored all the same; it is then used as it is, like the converter does.
     optional = {"lm_head.weight": (config.vocabulary, config.embedding_length)}
-    for name, shape in wanted.items():
-        if name not in tensors:
-            raise ModelFileError(f"{directory}: tensor '{name}' is missing ({len(tensors)} are there)")
-        if tensors[name].shape != shape:
+    shapes = {**optional, **wanted}
+    modules = {name.rpartition(".")[0] for name in shapes}
+    weights: dict[str, StudentTensor] = {}
+    for module, rest in _parts_by_module(stored, modules).items():
+        matrix = shapes.get(f"{module}.weight", ())
+        if f"{module}.bias" in shapes and "bias" in rest:
+            weights[f"{module}.bias"] = _located(directory, float_tensor, rest.pop("bias"))
+        if reader is not None and len(matrix) == 2 and rest:
+            packed = _located(directory, reader.weight, module, matrix, rest)
+            if packed is not None:
+                weights[packed.name] = packed
+                continue
+        if matrix and "weight" in rest:
+            weights[f"{module}.weight"] = _located(directory, float_tensor, rest.pop("weight"))
+        for tensor in rest.values():
             raise ModelFileError(
-                f"{directory}: tensor '{name}' has shape {list(tensors[name].shape)}; "
-                f"config.json says {list(shape)}"
+                f"{directory}: tensor '{tensor.name}' of shape {list(tensor.shape)} "
+                "is not part of the model"
             )
-    for name, tensor in tensors.items():
-        if name not in wanted and tensor.shape != optional.get(name):
+    for name in wanted:
+        if name not in weights:
+            raise ModelFileError(f"{directory}: tensor '{name}' is missing ({len(stored)} are there)")
+    for name, weight in weights.items():
+        if weight.shape != shapes[name]:
             raise ModelFileError(
-                f"{directory}: tensor '{name}' of shape {list(tensor.shape)} is not part of the model"
+                f"{directory}: tensor '{name}' has shape {list(weight.shape)}; "
+                f"config.json says {list(shapes[name])}"
             )
-        if tensor.storage not in FLOAT_STORAGE:
-            raise ModelFileError(
-                f"{directory}: tensor '{name}' is of type {tensor.storage}; "
-                f"known are {', '.join(FLOAT_STORAGE)}"
-            )
+    return weights
+
+
+def _parts_by_module(
+    stored: Mapping[str, StoredTensor], modules: set[str]
+) -> dict[str, dict[str, StoredTensor]]:
+    """Stored tensors by the module that they belong to, then by the rest of their names."""
+    parts: dict[str, dict[str, StoredTensor]] = {}
+    for name, tensor in stored.items():
+        module = name
+        while module and module not in modules:
+            module = module.rpartition(".")[0]
+        module = module or name.rpartition(".")[0]
+        parts.setdefault(module, {})[name.removeprefix(f"{module}.")] = tensor
+    return parts
+
+
+def _located(directory: Path, read: Callable[..., T], *arguments: Any) -> T:
+    """What `read` returns; its errors say where."""
+    try:
+        return read(*arguments)
+    except ModelFileError as error:
+        raise ModelFileError(f"{directory}: {error.message}", hint=error.hint) from error

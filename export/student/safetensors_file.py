@@ -8,30 +8,53 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgekit.errors import ModelFileError
-from export.student.base import Array, StudentTensor
 
-__all__ = ["SafetensorsFile", "open_safetensors"]
+__all__ = ["SafetensorsFile", "StoredTensor", "open_safetensors"]
 
 MAX_HEADER_BYTES: Final = 100_000_000  # the reference implementation's limit
 MAX_DIMENSIONS: Final = 8
 
-# BF16 has no numpy type: its bits travel as uint16.
+# BF16 has no numpy type: its bits travel as uint16. So do those of the two FP8 types, as uint8.
 _DTYPES: Final[Mapping[str, np.dtype[Any]]] = MappingProxyType(
-    {"BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
+    {
+        name: np.dtype(dtype)
+        for name, dtype in (
+            *(("BF16", "<u2"), ("F16", "<f2"), ("F32", "<f4"), ("F64", "<f8")),
+            *(("F8_E4M3", "u1"), ("F8_E5M2", "u1"), ("BOOL", "?")),
+            *(("U8", "u1"), ("U16", "<u2"), ("U32", "<u4"), ("U64", "<u8")),
+            *(("I8", "i1"), ("I16", "<i2"), ("I32", "<i4"), ("I64", "<i8")),
+        )
+    }
 )
-_WIDTHS: Final = MappingProxyType(
-    {"BF16": 2, "F16": 2, "F32": 4, "F64": 8, "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1}
-    | {"U16": 2, "I16": 2, "U32": 4, "I32": 4, "U64": 8, "I64": 8}
-)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor as the file stores it. `storage` is safetensors' name of the type, such as "BF16" or "I32"."""
+
+    name: str
+    shape: tuple[int, ...]
+    storage: str
+    size_bytes: int
+    _data: NDArray[Any] = field(repr=False, compare=False)
+
+    def read(self) -> NDArray[Any]:
+        """The stored values, memory-mapped and read-only, of `shape`.
+
+        BF16 as uint16 and FP8 as uint8 bit patterns; all others in numpy's type of the same name.
+        """
+        values: NDArray[Any] = self._data.view(_DTYPES[self.storage]).reshape(self.shape)
+        return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +62,7 @@ class SafetensorsFile:
     """The tensors of one file, by name, in the order of their bytes."""
 
     path: Path
-    tensors: Mapping[str, StudentTensor]
+    tensors: Mapping[str, StoredTensor]
 
 
 def open_safetensors(path: Path) -> SafetensorsFile:
@@ -52,7 +75,7 @@ def open_safetensors(path: Path) -> SafetensorsFile:
         size = path.stat().st_size
         if size < 8:
             raise ModelFileError(f"{path}: {size} bytes are too few for a safetensors file")
-        data: Array = np.memmap(path, dtype=np.uint8, mode="r")
+        data: NDArray[Any] = np.memmap(path, dtype=np.uint8, mode="r")
     except OSError as error:
         raise ModelFileError(f"{path}: cannot be read: {error.strerror}") from error
     header_bytes = int.from_bytes(data[:8].tobytes(), "little")
@@ -72,7 +95,7 @@ def open_safetensors(path: Path) -> SafetensorsFile:
             raise ModelFileError(
                 f"{path}: tensor '{name}' starts at byte {begin} of the data, expected {expected}"
             )
-        if end - begin != prod(shape) * _WIDTHS[dtype]:
+        if end - begin != prod(shape) * _DTYPES[dtype].itemsize:
             raise ModelFileError(
                 f"{path}: tensor '{name}' of shape {list(shape)}, {dtype}, has {end - begin} bytes"
             )
@@ -83,22 +106,10 @@ def open_safetensors(path: Path) -> SafetensorsFile:
                 hint="download or copy it again",
             )
         expected = end
-        tensors[name] = _tensor(path, name, dtype, shape, data[start + begin : start + end])
+        tensors[name] = StoredTensor(name, shape, dtype, end - begin, data[start + begin : start + end])
     if start + expected != size:
         raise ModelFileError(f"{path}: {size - start - expected} bytes follow the last tensor")
     return SafetensorsFile(path=path, tensors=MappingProxyType(tensors))
-
-
-def _tensor(path: Path, name: str, dtype: str, shape: tuple[int, ...], data: Array) -> StudentTensor:
-    def read() -> Array:
-        if dtype not in _DTYPES:
-            raise ModelFileError(
-                f"{path}: tensor '{name}' is of type {dtype}; known are {', '.join(_DTYPES)}"
-            )
-        values: Array = data.view(_DTYPES[dtype]).reshape(shape)
-        return values
-
-    return StudentTensor(name=name, shape=shape, storage=dtype, size_bytes=data.size, _read=read)
 
 
 def _parse_header(path: Path, raw: bytes) -> dict[str, dict[str, Any]]:
@@ -123,7 +134,7 @@ def _parse_header(path: Path, raw: bytes) -> dict[str, dict[str, Any]]:
 
 def _dtype(path: Path, name: str, entry: dict[str, Any]) -> str:
     dtype = entry.get("dtype")
-    if not isinstance(dtype, str) or dtype not in _WIDTHS:
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise ModelFileError(f"{path}: tensor '{name}' is of unknown type {dtype!r}")
     return dtype
 
