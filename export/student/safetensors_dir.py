@@ -210,8 +210,7 @@ def _weights(
             weights[f"{module}.weight"] = _located(directory, float_tensor, rest.pop("weight"))
         for tensor in rest.values():
             raise ModelFileError(
-                f"{directory}: tensor '{tensor.name}' of shape {list(tensor.shape)} "
-                "is not part of the model"
+                f"{directory}: tensor '{tensor.name}' of shape {list(tensor.shape)} is not part of the model"
             )
     for name in wanted:
         if name not in weights:
