@@ -1,7 +1,7 @@
 """Which type llama.cpp's quantizer gives each tensor, and so how large the result will be. Pure.
 
 Source: llama-quant.cpp of llama.cpp 0c1e57098 (llama_tensor_get_type_impl, tensor_type_fallback), for dense
-models and without an importance matrix. tests/export/test_quantization_mix.py holds it against the quantizer.
+models. tests/export/test_quantization_mix.py holds it against the quantizer.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from edgekit.facts import ModelFacts
 from edgekit.gguf_header.tensor_types import TENSOR_TYPES, TensorType
 from edgekit.gguf_header.validation import Hyperparameters, expected_tensors
 
-__all__ = ["QUANTIZATIONS", "quantized_facts", "tensor_types"]
+__all__ = ["QUANTIZATIONS", "base_type", "quantized_facts", "tensor_types"]
 
 _BASE: Final = MappingProxyType(
     {
@@ -53,9 +53,15 @@ _BY_NAME: Final[MappingProxyType[str, TensorType]] = MappingProxyType(
 )
 
 
-def quantized_facts(facts: ModelFacts, quantization: str) -> ModelFacts:
+def base_type(quantization: str) -> str:
+    """The type of most tensors in a file type: "Q4_K_M" gives "Q4_K"."""
+    return _BASE[quantization]
+
+
+def quantized_facts(facts: ModelFacts, quantization: str, *, importance: bool = False) -> ModelFacts:
     """The facts of the model once it is quantized: another type, other sizes."""
-    sizes = {name: _size(shape, kind) for name, shape, kind in tensor_types(facts, quantization)}
+    types = tensor_types(facts, quantization, importance=importance)
+    sizes = {name: _size(shape, kind) for name, shape, kind in types}
     total = sum(sizes.values())
     looked_up = 0 if facts.tied_embeddings else sizes["token_embd.weight"]
     return facts.model_copy(
@@ -63,8 +69,13 @@ def quantized_facts(facts: ModelFacts, quantization: str) -> ModelFacts:
     )
 
 
-def tensor_types(facts: ModelFacts, quantization: str) -> Iterator[tuple[str, tuple[int, ...], str]]:
-    """Every tensor of the quantized model: name, shape in ggml's order, type."""
+def tensor_types(
+    facts: ModelFacts, quantization: str, *, importance: bool = False
+) -> Iterator[tuple[str, tuple[int, ...], str]]:
+    """Every tensor of the quantized model: name, shape in ggml's order, type.
+
+    `importance`: whether the quantizer is given an importance matrix.
+    """
     shape = Hyperparameters(
         architecture=facts.architecture,
         layers=facts.layers,
@@ -79,10 +90,10 @@ def tensor_types(facts: ModelFacts, quantization: str) -> Iterator[tuple[str, tu
         is_head = name == "output.weight" and not facts.tied_embeddings
         is_bias = facts.architecture == "qwen2" and name.startswith("blk.") and name.endswith(".bias")
         if required or is_head or (is_bias and ".attn_" in name):
-            yield name, dimensions, _type(facts, quantization, name, dimensions)
+            yield name, dimensions, _type(facts, quantization, name, dimensions, importance)
 
 
-def _type(facts: ModelFacts, quantization: str, name: str, shape: tuple[int, ...]) -> str:
+def _type(facts: ModelFacts, quantization: str, name: str, shape: tuple[int, ...], importance: bool) -> str:
     base = _BASE[quantization]
     if len(shape) == 1:
         return "F32"
@@ -94,7 +105,7 @@ def _type(facts: ModelFacts, quantization: str, name: str, shape: tuple[int, ...
         wanted = base
     else:
         layer, part = int(name.split(".")[1]), name.split(".")[2]
-        wanted = _layer_type(facts, quantization, base, layer, part)
+        wanted = _layer_type(facts, quantization, base, layer, part, importance)
     return _fitting(wanted, shape[0])
 
 
@@ -104,7 +115,9 @@ def _head_type(base: str, row_length: int) -> str:
     return "Q6_K"
 
 
-def _layer_type(facts: ModelFacts, quantization: str, base: str, layer: int, part: str) -> str:
+def _layer_type(
+    facts: ModelFacts, quantization: str, base: str, layer: int, part: str, importance: bool
+) -> str:
     layers = facts.layers
     groups = facts.attention_heads // facts.attention_kv_heads
     early = layer < layers // 8
@@ -127,8 +140,10 @@ def _layer_type(facts: ModelFacts, quantization: str, base: str, layer: int, par
             "Q2_K": "Q3_K",
             "Q3_K_M": "Q5_K" if layer < layers // 16 else "Q4_K",
             "Q3_K_L": "Q5_K",
-            "IQ4_NL": "Q5_K" if early else base,
-            "IQ4_XS": "Q5_K" if early else base,
+            "IQ4_NL": "Q5_K" if early and not importance else base,
+            "IQ4_XS": "Q5_K" if early and not importance else base,
+            "Q4_0": "Q4_1" if early and importance else base,
+            "Q5_0": "Q5_1" if early and importance else base,
             "Q4_K_S": "Q5_K" if early else base,
             "Q4_K_M": "Q6_K" if favoured else base,
             "Q5_K_M": "Q6_K" if favoured else base,

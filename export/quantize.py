@@ -7,9 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
 
 from edgekit.errors import ExportError, MissingExtraError
 from edgekit.gguf_header.tensor_types import FILE_TYPES
@@ -31,6 +36,7 @@ def quantize_gguf(
     *,
     threads: int | None = None,
     allow_requantize: bool = False,
+    importance: Mapping[str, NDArray[np.float32]] | None = None,
     progress: Progress = silent,
 ) -> None:
     """Write `target` with the tensors of `source` quantized.
@@ -39,6 +45,7 @@ def quantize_gguf(
         quantization: file type as llama-quantize spells it, e.g. "Q4_K_M".
         threads: None takes all processors that this process may use.
         allow_requantize: take quantized tensors as input, too.
+        importance: by tensor name, float32 [columns]: the mean square of what the matrix is multiplied with.
 
     Raises:
         MissingExtraError: llama-cpp-python is not installed.
@@ -53,6 +60,18 @@ def quantize_gguf(
         str(threads or len(os.sched_getaffinity(0))),
         str(int(allow_requantize)),
     ]
+    with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
+        if importance:
+            arguments.append(str(Path(scratch) / "importance.npz"))
+            with Path(arguments[-1]).open("wb") as file:
+                np.savez(file, **dict(importance))  # type: ignore[arg-type]
+        status, said = _run(arguments, f"quantizing to {quantization}", progress)
+    if status:
+        raise ExportError(f"{source.name} cannot be quantized to {quantization}: {_reason(status, said)}")
+
+
+def _run(arguments: list[str], what: str, progress: Progress) -> tuple[int, list[str]]:
+    """The worker's exit status, and what it said."""
     child = subprocess.Popen(
         # -P: without it `-m` looks for modules in the working directory first.
         [sys.executable, "-P", "-m", "export.quantize_worker", *arguments],
@@ -70,7 +89,7 @@ def quantize_gguf(
         for line in child.stdout:
             done, _, total = line.partition(" ")
             if done.isdigit():
-                progress(f"quantizing to {quantization}", int(done), int(total))
+                progress(what, int(done), int(total))
         status = child.wait()
     finally:
         # On an interrupt the child must not go on writing into a directory that is being removed.
@@ -79,8 +98,7 @@ def quantize_gguf(
         listener.join()
         child.stdout.close()
         child.stderr.close()
-    if status:
-        raise ExportError(f"{source.name} cannot be quantized to {quantization}: {_reason(status, said)}")
+    return status, said
 
 
 def _collect(stream: IO[str], lines: list[str]) -> None:

@@ -1,8 +1,9 @@
-"""Writes a checkpoint as a float GGUF, tensor by tensor, without holding the model.
+"""Writes a checkpoint as GGUF, rows by rows, without holding the model.
 
-What is written is what convert_hf_to_gguf.py of llama.cpp 0c1e57098 writes for the same checkpoint, tensor
-for tensor and key for key: matrices in the checkpoint's own type, vectors and norms in F32, Llama's q and k
-rows reordered for ggml's rotary embeddings, llama3 rope scaling as a tensor of divisors.
+As floats it is what convert_hf_to_gguf.py of llama.cpp 0c1e57098 writes for the same checkpoint, tensor for
+tensor and key for key: matrices in the checkpoint's own type, vectors and norms in F32, Llama's q and k rows
+reordered for ggml's rotary embeddings, llama3 rope scaling as a tensor of divisors. Quantized it has the
+bytes that llama-quantize would make of those floats, in one pass.
 """
 
 from __future__ import annotations
@@ -10,107 +11,80 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from edgekit.errors import ExportError, MissingExtraError, ModelFileError
+from edgekit.errors import ExportError, MissingExtraError
+from edgekit.gguf_header.tensor_types import FILE_TYPES
 from export.progress import Progress, silent
-from export.student.base import Array, StudentTensor, as_float32, first_non_finite
-from export.student.safetensors_dir import CheckpointStudent
+from export.student.base import Array, DecoderStudent
 from export.targets.gguf_metadata import add_metadata, add_rope, add_tokenizer
+from export.targets.gguf_names import gguf_name
+from export.targets.gguf_rows import converted_rows
+from export.tensor_plan import TensorPlan, plan_tensors, tensor_facts
 
 try:
     import gguf
 except ImportError as error:
     raise MissingExtraError("gguf", extra="export", feature="writing a GGUF") from error
 
-__all__ = ["FLOAT_QUANTIZATIONS", "gguf_name", "write_float_gguf"]
+__all__ = ["gguf_name", "rope_divisors", "write_float_gguf", "write_gguf"]
 
-FLOAT_QUANTIZATIONS: Final = ("F32", "F16", "BF16")
+_FILE_TYPE_NUMBERS: Final = {name: number for number, name in FILE_TYPES.items()}
 
-_FILE_TYPES: Final = MappingProxyType(
-    {
-        "F32": gguf.LlamaFileType.ALL_F32,
-        "F16": gguf.LlamaFileType.MOSTLY_F16,
-        "BF16": gguf.LlamaFileType.MOSTLY_BF16,
-    }
-)
-_OUTSIDE_LAYERS: Final = MappingProxyType(
-    {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-)
-_INSIDE_LAYERS: Final = MappingProxyType(
-    {
-        "input_layernorm": "attn_norm",
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output",
-        "self_attn.q_norm": "attn_q_norm",
-        "self_attn.k_norm": "attn_k_norm",
-        "post_attention_layernorm": "ffn_norm",
-        "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-    }
-)
+Importance = Mapping[str, NDArray[np.float32]]
 
 
-@dataclass(frozen=True, slots=True)
-class _Planned:
-    """A tensor to write: `storage` is what it becomes."""
-
-    name: str
-    storage: str
-    source: StudentTensor
-    heads: int | None
-    """Rotary heads whose rows are reordered, or None."""
-
-    @property
-    def size_bytes(self) -> int:
-        return math.prod(self.source.shape) * (4 if self.storage == "F32" else 2)
-
-
-def write_float_gguf(
-    student: CheckpointStudent, path: Path, *, storage: str | None = None, progress: Progress = silent
-) -> None:
-    """Write a checkpoint's weights, hyperparameters and tokenizer to one GGUF file.
+def write_gguf(
+    student: DecoderStudent,
+    path: Path,
+    plan: Sequence[TensorPlan],
+    quantization: str,
+    *,
+    importance: Importance | None = None,
+    provenance: Mapping[str, str] | None = None,
+    shard_bytes: int | None = None,
+    progress: Progress = silent,
+) -> list[Path]:
+    """Write a student's weights, hyperparameters and tokenizer.
 
     Args:
-        storage: type of the matrices, "BF16", "F16" or "F32"; None keeps the checkpoint's own.
+        plan: what becomes of each tensor; see `tensor_plan.plan_tensors`.
+        quantization: the file type, as llama-quantize spells it.
+        importance: by GGUF name, float32 [columns]: the mean square of what the matrix is multiplied with.
+        provenance: further keys of the metadata.
+        shard_bytes: begin another file when one's tensors would exceed this; None writes one file. Shards are
+            named as llama.cpp looks for them, `<stem>-00001-of-00003.gguf`.
+
+    Returns:
+        The files, the first of which a runtime opens.
 
     Raises:
         ModelFileError: a weight is NaN or infinite, or does not fit the type.
-        ExportError: the file cannot be written. A part of it may be left at `path`.
+        ExportError: a file cannot be written. Parts may be left.
     """
-    storage = storage or student.stored_as
-    planned = [_plan(student, tensor, storage) for tensor in student.tensors()]
     divisors = rope_divisors(student)
-    writer = gguf.GGUFWriter(path=None, arch=student.config.architecture)
+    writer = gguf.GGUFWriter(
+        path=None, arch=student.config.architecture, split_max_size=0 if shard_bytes is None else shard_bytes
+    )
     if divisors is not None:
         writer.add_tensor_info("rope_freqs.weight", divisors.shape, divisors.dtype, divisors.nbytes)
-    for item in planned:
-        kind = gguf.GGMLQuantizationType[item.storage]
-        dtype = np.dtype(np.float32 if item.storage == "F32" else np.float16)
-        writer.add_tensor_info(item.name, item.source.shape, dtype, item.size_bytes, raw_dtype=kind)
-    _add_hyperparameters(writer, student, _FILE_TYPES[storage])
+    for item in plan:
+        # The dtype is not looked at where raw_dtype is given, as long as it is not uint8.
+        kind = gguf.GGMLQuantizationType[item.type_name]
+        writer.add_tensor_info(
+            item.gguf_name, item.shape, np.dtype(np.float32), item.size_bytes, raw_dtype=kind
+        )
+    _add_hyperparameters(writer, student, _FILE_TYPE_NUMBERS[quantization])
     add_tokenizer(writer, student)
+    for key, text in (provenance or {}).items():
+        writer.add_string(key, text)
     try:
-        writer.write_header_to_file(path)
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        if divisors is not None:
-            writer.write_tensor_data(divisors)
-        for values in _written(planned, progress):
-            writer.write_tensor_data(values)
-        writer.flush()
-        for file in writer.fout or ():
-            os.fsync(file.fileno())
+        _write(writer, path, student, plan, divisors, importance or {}, progress)
     except OSError as error:
         raise ExportError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
@@ -118,24 +92,57 @@ def write_float_gguf(
             # A second failure to flush, on a full disk, must not hide the first.
             with contextlib.suppress(OSError):
                 file.close()
+    return [Path(file.name) for file in writer.fout or ()]
 
 
-def gguf_name(name: str) -> str:
-    """llama.cpp's name for a Hugging Face tensor name of the Llama family.
+def write_float_gguf(
+    student: DecoderStudent, path: Path, *, storage: str | None = None, progress: Progress = silent
+) -> None:
+    """Write a student as floats to one file; packed weights are dequantized.
+
+    Args:
+        storage: type of the matrices, "BF16", "F16" or "F32"; None takes that of the student's own floats.
 
     Raises:
-        ModelFileError: the tensor is not part of the family.
+        ModelFileError, ExportError: as `write_gguf`.
     """
-    stem, _, suffix = name.rpartition(".")
-    if stem in _OUTSIDE_LAYERS:
-        return f"{_OUTSIDE_LAYERS[stem]}.{suffix}"
-    match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", stem)
-    if match is None or match[2] not in _INSIDE_LAYERS:
-        raise ModelFileError(f"tensor '{name}' has no name in llama.cpp")
-    return f"blk.{match[1]}.{_INSIDE_LAYERS[match[2]]}.{suffix}"
+    storage = storage or student.stored_as
+    plan = plan_tensors(tensor_facts(student.tensors()), student.facts, storage)
+    write_gguf(student, path, plan, storage, progress=progress)
 
 
-def rope_divisors(student: CheckpointStudent) -> Array | None:
+def _write(
+    writer: Any,
+    path: Path,
+    student: DecoderStudent,
+    plan: Sequence[TensorPlan],
+    divisors: Array | None,
+    importance: Importance,
+    progress: Progress,
+) -> None:
+    writer.write_header_to_file(path)
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    contents: dict[str, Iterator[Array]] = {}
+    if divisors is not None:
+        contents["rope_freqs.weight"] = iter([divisors])
+    for item, tensor in zip(plan, student.tensors(), strict=True):
+        weights = importance.get(item.gguf_name)
+        contents[item.gguf_name] = converted_rows(student.config, tensor, item, weights)
+    done, total = 0, sum(item.size_bytes for item in plan)
+    for file, tensors in zip(writer.fout, writer.tensors, strict=True):
+        writer.write_padding(file, file.tell())
+        for name, info in tensors.items():
+            for rows in contents.pop(name):
+                rows.tofile(file)
+                done += rows.nbytes
+                progress("writing tensors", min(done, total), total)
+            writer.write_padding(file, info.nbytes)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def rope_divisors(student: DecoderStudent) -> Array | None:
     """Divisors of the rotary frequencies for llama3 scaling: float32 [head_length / 2]. None without it.
 
     Source: transformers, modeling_rope_utils.py, _compute_llama3_parameters.
@@ -162,74 +169,7 @@ def rope_divisors(student: CheckpointStudent) -> Array | None:
     return np.array(divisors, dtype=np.float32)
 
 
-def _plan(student: CheckpointStudent, tensor: StudentTensor, storage: str) -> _Planned:
-    name = gguf_name(tensor.name)
-    heads = None
-    if student.config.architecture == "llama":
-        heads = {"q_proj": student.config.heads, "k_proj": student.config.kv_heads}.get(
-            tensor.name.split(".")[-2]
-        )
-    is_vector = len(tensor.shape) == 1 or name.endswith("_norm.weight")
-    return _Planned(name=name, storage="F32" if is_vector else storage, source=tensor, heads=heads)
-
-
-def _written(planned: list[_Planned], progress: Progress) -> Iterator[Array]:
-    done, total = 0, sum(item.size_bytes for item in planned)
-    for item in planned:
-        values = item.source.read()
-        _refuse_non_finite(item.source, values)
-        if item.heads is not None:
-            values = _pairs_side_by_side(values, item.heads)
-        yield _converted(item, values)
-        done += item.size_bytes
-        progress("writing tensors", done, total)
-
-
-def _pairs_side_by_side(rows: Array, heads: int) -> Array:
-    """Reorder each head's rows from (first halves, second halves) to interleaved pairs.
-
-    Checkpoints rotate row i with row i + head_length/2; llama.cpp's "llama" rotates neighbours.
-    """
-    halves = rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:])
-    reordered: Array = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows.shape)
-    return reordered
-
-
-def _converted(item: _Planned, values: Array) -> Array:
-    if item.storage == item.source.storage:
-        return values
-    floats = as_float32(values)
-    if item.storage == "F32":
-        return floats
-    if item.storage == "BF16":
-        return _to_bf16(floats)
-    with np.errstate(over="ignore"):
-        halves = floats.astype(np.float16)
-    if first_non_finite(halves) is not None:
-        raise ModelFileError(
-            f"tensor '{item.source.name}' has values beyond F16's 65504", hint="export it as BF16 or F32"
-        )
-    return halves
-
-
-def _to_bf16(floats: Array) -> Array:
-    """Round float32 to the nearest BF16, ties to even; the result is uint16 bit patterns."""
-    bits = floats.view(np.uint32)
-    rounded: Array = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
-    return rounded
-
-
-def _refuse_non_finite(tensor: StudentTensor, values: Array) -> None:
-    index = first_non_finite(values)
-    if index is not None:
-        position = [int(part) for part in np.unravel_index(index, tensor.shape)]
-        raise ModelFileError(
-            f"tensor '{tensor.name}' holds NaN or infinity at {position}",
-            hint="the checkpoint is damaged, or its training diverged: get another one",
-        )
-
-
-def _add_hyperparameters(writer: Any, student: CheckpointStudent, file_type: int) -> None:
+def _add_hyperparameters(writer: Any, student: DecoderStudent, file_type: int) -> None:
     config = student.config
     writer.add_type(gguf.GGUFType.MODEL)
     add_metadata(writer, student)

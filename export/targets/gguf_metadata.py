@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgekit.errors import MissingExtraError, ModelFileError
+from export.student.base import DecoderStudent
 from export.student.config import CheckpointConfig
-from export.student.safetensors_dir import CheckpointStudent
 
 try:
     import gguf
@@ -22,7 +22,7 @@ _ID_KINDS: Final = frozenset({"bos", "eos", "unk", "sep", "pad", "mask", "eot", 
 _ADDED_KINDS: Final = frozenset({"bos", "eos", "sep"})
 
 
-def add_metadata(writer: Any, student: CheckpointStudent) -> None:
+def add_metadata(writer: Any, student: DecoderStudent) -> None:
     """The general.* keys, from the model card, generation_config.json and the directory's name."""
     total_parameters, shared, experts, expert_count = writer.get_total_parameter_count()
     try:
@@ -60,7 +60,7 @@ def add_rope(writer: Any, config: CheckpointConfig) -> None:
     writer.add_rope_freq_base(config.rope_theta)
 
 
-def add_tokenizer(writer: Any, student: CheckpointStudent) -> None:
+def add_tokenizer(writer: Any, student: DecoderStudent) -> None:
     """The tokenizer.* keys."""
     tokenizer = student.tokenizer
     if tokenizer.add_space_prefix is not None and student.config.architecture == "llama":
