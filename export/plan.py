@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from edgekit.errors import PlanError
 from edgekit.facts import ModelFacts
 from edgekit.forecast import MIB, Forecast, forecast
-from edgekit.gguf_header.tensor_types import FLOAT_TYPES
 from edgekit.profiles import DeviceProfile, Format, Runtime, ServeSettings
-from export.quantization_mix import QUANTIZATIONS, quantized_facts
+from export.artifact import EXPORTABLE, Conversion, Material
+from export.tensor_plan import TensorFacts, TensorPlan
 
 __all__ = ["Conversion", "ExportPlan", "make_plan"]
-
-Conversion = Literal["keep", "convert", "quantize", "requantize"]
-"""keep: the student's own type. convert: from one float type to another. quantize: from float weights.
-requantize: from weights that were quantized before, which adds a second loss to the first."""
 
 LEAST_CONTEXT_TOKENS: Final = 1024
 """Below this no R1 student finishes a thought: plans do not go there by themselves."""
 
-_RUNTIMES: Final[dict[Format, Runtime]] = {"gguf": "llama.cpp", "vllm": "vllm"}
+_RUNTIMES: Final[dict[Format, Runtime]] = {"gguf": "llama.cpp", "onnx": "onnxruntime", "vllm": "vllm"}
 """What can be planned, and what runs it."""
-
-_QUANTIZATIONS: Final[dict[Format, tuple[str, ...]]] = {
-    "gguf": QUANTIZATIONS,
-    "vllm": tuple(name for name in QUANTIZATIONS if name in FLOAT_TYPES),
-}
-"""What can be planned in a format, largest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,21 +34,28 @@ class ExportPlan:
     serve: ServeSettings
     forecast: Forecast
     notes: tuple[str, ...]
+    tensors: tuple[TensorPlan, ...] = ()
+    """What becomes of each tensor of a checkpoint in GGUF."""
 
 
 def make_plan(
     facts: ModelFacts,
     profile: DeviceProfile,
     *,
+    tensors: Sequence[TensorFacts] = (),
+    importance: bool = False,
     quantization: str | None = None,
     format: Format | None = None,  # noqa: A002 (the word that profiles and manifests use)
 ) -> ExportPlan:
     """Choose a quantization and settings for a student on a device.
 
     A student of float weights gets the first of the profile's quantizations that fits; a quantized one keeps
-    its own. Where the profile's settings do not fit, the KV cache is stored in q8_0, then the context halved.
+    its own integers where the format holds them. Where the profile's settings do not fit, the KV cache is
+    stored in q8_0, then the context halved.
 
     Args:
+        tensors: of a checkpoint; without them a plan for GGUF has none either.
+        importance: whether the quantizer will have an importance matrix.
         quantization: take this one and no other.
         format: one of the profile's; None takes the first of them that can be planned.
 
@@ -66,16 +63,16 @@ def make_plan(
         PlanError: nothing fits, or the choice is not known. The message names the nearest that fits.
     """
     chosen_format = _format(profile, format)
-    known = _QUANTIZATIONS[chosen_format]
-    if facts.quantization not in (*FLOAT_TYPES, *known) and chosen_format != "gguf":
+    material = Material(facts, chosen_format, tuple(tensors), importance)
+    if not material.is_float and not material.is_packed and chosen_format not in ("gguf", "onnx"):
         raise PlanError(
             f"{facts.name} is {facts.quantization}: {chosen_format} bundles are made of float students",
             hint="give the checkpoint's directory, or a profile for llama.cpp, such as host",
         )
-    candidates, notes = _candidates(facts, profile, quantization, known)
+    candidates, notes = _candidates(material, profile, quantization)
     for serve, changes in _settings(facts, profile.serve):
         for candidate in candidates:
-            artifact = facts if candidate == facts.quantization else quantized_facts(facts, candidate)
+            artifact = material.in_quantization(candidate)
             needs = forecast(artifact, profile, serve)
             if needs.fits is not False:
                 if needs.fits is None:
@@ -84,13 +81,14 @@ def make_plan(
                     format=chosen_format,
                     runtime=_RUNTIMES[chosen_format],
                     quantization=candidate,
-                    conversion=_conversion(facts.quantization, candidate),
+                    conversion=material.conversion(candidate),
                     facts=artifact,
                     serve=serve,
                     forecast=needs,
-                    notes=(*notes, *changes),
+                    notes=(*material.notes(candidate), *notes, *changes),
+                    tensors=material.tensor_plans(candidate),
                 )
-    raise _does_not_fit(facts, profile, candidates, known)
+    raise _does_not_fit(material, profile, candidates)
 
 
 def _format(profile: DeviceProfile, wanted: Format | None) -> Format:
@@ -99,51 +97,41 @@ def _format(profile: DeviceProfile, wanted: Format | None) -> Format:
             f"profile {profile.name} is not for format {wanted!r}: its settings are {profile.runtime}'s",
             hint=f"its formats are {', '.join(profile.formats)}; or give another --profile",
         )
-    for name in profile.formats if wanted is None else (wanted,):
-        if _RUNTIMES.get(name) == profile.runtime:
-            return name
-    raise PlanError(
-        f"profile {profile.name}: {wanted or ', '.join(profile.formats)} cannot be exported for "
-        f"{profile.runtime} yet",
-        hint=f"what can be: {', '.join(f'{name} for {runtime}' for name, runtime in _RUNTIMES.items())}",
-    )
+    return next(name for name in profile.formats if wanted in (None, name))
 
 
 def _candidates(
-    facts: ModelFacts, profile: DeviceProfile, wanted: str | None, exportable: tuple[str, ...]
+    material: Material, profile: DeviceProfile, wanted: str | None
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Quantizations to try in order, and what to say about them."""
-    own = facts.quantization
+    own, exportable = material.own, EXPORTABLE[material.format]
+    tuned = _tuned(profile, material.format)
     if wanted is not None:
         if wanted != own and wanted not in exportable:
             raise PlanError(
                 f"quantization {wanted!r} cannot be exported", hint=f"known are {', '.join(exportable)}"
             )
-        notes = []
-        if _conversion(own, wanted) == "requantize":
-            notes.append(f"requantized from {own}: the loss of both quantizations adds up")
-        if wanted not in profile.quantizations:
-            notes.append(f"{wanted} is not among the quantizations that profile {profile.name} was tuned for")
-        return (wanted,), tuple(notes)
-    if own not in FLOAT_TYPES:
-        if own in profile.quantizations:
-            return (own,), ()
-        return (own,), (f"keeps {own}, which profile {profile.name} was not tuned for",)
-    known = tuple(name for name in profile.quantizations if name in exportable)
+        if wanted in tuned:
+            return (wanted,), ()
+        return (wanted,), (
+            f"{wanted} is not among the quantizations that profile {profile.name} was tuned for",
+        )
+    if not material.is_float and own is not None:
+        return (own,), () if own in tuned else (
+            f"keeps {own}, which profile {profile.name} was not tuned for",
+        )
+    known = tuple(name for name in tuned if name in exportable)
     if not known:
         raise PlanError(
-            f"profile {profile.name} wants {', '.join(profile.quantizations)}, none of which can be exported",
+            f"profile {profile.name} wants {', '.join(tuned)}, none of which can be exported",
             hint=f"choose one of {', '.join(exportable)} with --quantization",
         )
     return known, ()
 
 
-def _conversion(own: str, wanted: str) -> Conversion:
-    if own == wanted:
-        return "keep"
-    if own not in FLOAT_TYPES:
-        return "requantize"
-    return "convert" if wanted in FLOAT_TYPES else "quantize"
+def _tuned(profile: DeviceProfile, chosen: Format) -> tuple[str, ...]:
+    """What the profile prefers. Its list is for its own runtime; ONNX has one quantization for devices."""
+    return ("INT4",) if chosen == "onnx" and profile.runtime != "onnxruntime" else profile.quantizations
 
 
 def _settings(facts: ModelFacts, serve: ServeSettings) -> Iterator[tuple[ServeSettings, tuple[str, ...]]]:
@@ -170,12 +158,12 @@ def _settings(facts: ModelFacts, serve: ServeSettings) -> Iterator[tuple[ServeSe
         yield serve, (*changes, f"context {smaller} instead of {full}, to fit")
 
 
-def _does_not_fit(
-    facts: ModelFacts, profile: DeviceProfile, tried: tuple[str, ...], exportable: tuple[str, ...]
-) -> PlanError:
+def _does_not_fit(material: Material, profile: DeviceProfile, tried: tuple[str, ...]) -> PlanError:
     """The error, with the nearest thing that fits."""
+    facts, exportable = material.facts, EXPORTABLE[material.format]
     *_, (least, _) = _settings(facts, profile.serve)
-    sizes = {name: forecast(_as(facts, name), profile, least) for name in (*tried, *exportable)}
+    artifacts = {name: material.in_quantization(name) for name in (*tried, *exportable)}
+    sizes = {name: forecast(artifact, profile, least) for name, artifact in artifacts.items()}
     smallest = min((sizes[name] for name in tried), key=lambda needs: needs.total_bytes)
     available = smallest.available_bytes or 0
     message = (
@@ -185,21 +173,16 @@ def _does_not_fit(
     )
     fitting = next((name for name in exportable if sizes[name].fits), None)
     if fitting is not None:
-        lossy = (
-            " --allow-loss, or better export the float student"
-            if facts.quantization not in FLOAT_TYPES
-            else ""
+        lossy = " --allow-loss, or better export the float student"
+        return PlanError(
+            message,
+            hint=f"the nearest that fits: --quantization {fitting}{'' if material.is_float else lossy}",
         )
-        return PlanError(message, hint=f"the nearest that fits: --quantization {fitting}{lossy}")
     small = "Q4_0" if "Q4_0" in exportable else tried[0]
-    weights = _as(facts, small).weight_bytes
+    weights = artifacts[small].weight_bytes
     room = available - (sizes[small].total_bytes - weights)
     billions = max(0.0, facts.parameters * room / weights / 1e9)
     return PlanError(
         message,
         hint=f"no quantization of it fits; a model of up to {billions:.1f} billion weights in {small} does",
     )
-
-
-def _as(facts: ModelFacts, quantization: str) -> ModelFacts:
-    return facts if quantization == facts.quantization else quantized_facts(facts, quantization)

@@ -11,6 +11,8 @@ from edgekit.facts import ModelFacts
 from edgekit.profiles import DeviceProfile, load_profile
 from export.plan import make_plan
 from export.quantization_mix import quantized_facts
+from export.student.integers import IntegerLayout
+from export.tensor_plan import TensorFacts
 
 # config.json of the distills: layers, width, feed-forward, heads, KV heads, rows of the embedding.
 SHAPES = {
@@ -45,6 +47,107 @@ def _facts(name: str, quantization: str = "BF16", **changes: Any) -> ModelFacts:
     )
     facts = facts if quantization == "BF16" else quantized_facts(facts, quantization)
     return facts.model_copy(update=changes)
+
+
+def _packed(
+    name: str, quantization: str, storage: str, layout: IntegerLayout | None
+) -> tuple[ModelFacts, list[TensorFacts]]:
+    """A checkpoint whose linear layers are packed, embedding and head in F16."""
+    facts = _facts(name)
+    tensors = []
+    width, ffn, vocabulary = facts.embedding_length, facts.feed_forward_length, facts.vocabulary
+    kv = facts.attention_kv_heads * facts.head_length
+    for end in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors.append(TensorFacts(end, (vocabulary, width), "F16", 2 * vocabulary * width))
+    tensors.append(TensorFacts("model.norm.weight", (width,), "F16", 2 * width))
+    for index in range(facts.layers):
+        layer = f"model.layers.{index}"
+        for part, rows, columns in (
+            ("self_attn.q_proj", width, width),
+            ("self_attn.k_proj", kv, width),
+            ("self_attn.v_proj", kv, width),
+            ("self_attn.o_proj", width, width),
+            ("mlp.gate_proj", ffn, width),
+            ("mlp.up_proj", ffn, width),
+            ("mlp.down_proj", width, ffn),
+        ):
+            tensors.append(
+                TensorFacts(f"{layer}.{part}.weight", (rows, columns), storage, rows * columns // 2, layout)
+            )
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            tensors.append(TensorFacts(f"{layer}.{norm}.weight", (width,), "F16", 2 * width))
+    size = sum(tensor.size_bytes for tensor in tensors)
+    update = {"quantization": quantization, "weight_bytes": size, "bytes_per_token": size}
+    return facts.model_copy(update=update), tensors
+
+
+SYMMETRIC = IntegerLayout(4, 128, symmetric=True, in_order=True, scales_fit_f16=True)
+ASYMMETRIC = IntegerLayout(4, 128, symmetric=False, in_order=True, scales_fit_f16=True)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "layout", "chosen", "notes"),
+    [
+        ("GPTQ", SYMMETRIC, "Q4_0", ["73.7% of the weights keep the integers of GPTQ, bit for bit"]),
+        ("AWQ", ASYMMETRIC, "Q4_1", ["73.7% of the weights keep the integers of AWQ; their minimum"]),
+        (
+            "W4A16",
+            IntegerLayout(4, 18944, symmetric=False, in_order=True, scales_fit_f16=True),
+            "Q4_K_S",
+            ["keep the integers of W4A16, bit for bit"],
+        ),
+    ],
+    ids=["symmetric", "asymmetric", "one scale a row"],
+)
+def test_make_plan__packed_integers_stay_as_they_are(
+    pi: DeviceProfile, quantization: str, layout: IntegerLayout, chosen: str, notes: list[str]
+) -> None:
+    facts, tensors = _packed("R1-Distill-Qwen-1.5B", quantization, "INT4", layout)
+    plan = make_plan(facts, pi, tensors=tensors)
+    assert (plan.quantization, plan.conversion) == (chosen, "repack")
+    for note in notes:
+        assert any(note in said for said in plan.notes), plan.notes
+    kinds = {item.gguf_name: (item.type_name, item.method) for item in plan.tensors}
+    assert kinds["token_embd.weight"] == kinds["output.weight"] == ("Q8_0", "quantize")
+    assert kinds["blk.27.ffn_down.weight"] == (chosen.removesuffix("_S"), "repack")
+    assert kinds["blk.0.attn_norm.weight"] == ("F32", "convert")
+    assert plan.facts.weight_bytes == sum(item.size_bytes for item in plan.tensors)
+
+
+def test_make_plan__activation_order_is_dequantized_and_said(pi: DeviceProfile) -> None:
+    layout = IntegerLayout(4, 128, symmetric=True, in_order=False, scales_fit_f16=True)
+    facts, tensors = _packed("R1-Distill-Qwen-1.5B", "GPTQ", "INT4", layout)
+    plan = make_plan(facts, pi, tensors=tensors)
+    assert (plan.quantization, plan.conversion) == (pi.quantizations[0], "dequantize")
+    assert plan.notes == (
+        "gguf cannot hold GPTQ as it is: dequantized, and quantized to Q4_0, which raises a 4-bit student's "
+        "error to about 1.22 x; --quantization Q5_K_M: 1.05 x",
+    )
+    assert make_plan(facts, pi, tensors=tensors, format="onnx").conversion == "repack"
+
+
+def test_make_plan__packed_student_that_could_be_kept_is_requantized_only_when_asked(
+    pi: DeviceProfile,
+) -> None:
+    facts, tensors = _packed("R1-Distill-Qwen-1.5B", "GPTQ", "INT4", SYMMETRIC)
+    assert make_plan(facts, pi, tensors=tensors, quantization="Q4_K_M").conversion == "requantize"
+    assert make_plan(facts, pi, tensors=tensors, quantization="F16").conversion == "convert"
+    exact = make_plan(
+        *_packed("R1-Distill-Qwen-1.5B", "AWQ", "INT4", ASYMMETRIC)[:1], pi, quantization="Q5_0"
+    )
+    assert exact.conversion == "requantize"  # without its tensors it could be any file
+    facts, tensors = _packed("R1-Distill-Qwen-1.5B", "AWQ", "INT4", ASYMMETRIC)
+    exact = make_plan(facts, pi, tensors=tensors, quantization="Q5_0")
+    assert exact.conversion == "repack" and all(
+        item.exact for item in exact.tensors if item.method == "repack"
+    )
+
+
+def test_make_plan__nf4_is_dequantized(pi: DeviceProfile) -> None:
+    facts, tensors = _packed("R1-Distill-Qwen-1.5B", "NF4", "NF4", None)
+    plan = make_plan(facts, pi, tensors=tensors)
+    assert (plan.conversion, plan.quantization) == ("dequantize", pi.quantizations[0])
+    assert {item.method for item in plan.tensors} == {"convert", "quantize", "requantize"}
 
 
 @pytest.fixture
@@ -128,11 +231,6 @@ def test_make_plan__unknown_quantization_and_format_are_refused(pi: DeviceProfil
     facts = _facts("R1-Distill-Qwen-1.5B")
     with pytest.raises(PlanError, match="'IQ1_S' cannot be exported"):
         make_plan(facts, pi, quantization="IQ1_S")
-    with pytest.raises(PlanError, match=r"onnx cannot be exported for llama\.cpp yet") as caught:
-        make_plan(facts, pi, format="onnx")
-    assert "gguf for llama.cpp" in (caught.value.hint or "")
-    with pytest.raises(PlanError, match=r"onnx cannot be exported"):
-        make_plan(facts, pi.model_copy(update={"formats": ("onnx",)}))
     with pytest.raises(PlanError, match=r"not for format 'vllm': its settings are llama\.cpp's") as caught:
         make_plan(facts, pi, format="vllm")
     assert "its formats are gguf, onnx" in (caught.value.hint or "")
