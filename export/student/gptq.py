@@ -1,0 +1,378 @@
+"""Reads GPTQ weights: AutoGPTQ's and GPTQModel's checkpoints of 2, 3, 4 and 8 bits.
+
+A module [N, K] is stored as
+
+    qweight  I32 [ceil(K·bits/32), N]   codes, packed along K
+    qzeros   I32 [G, ceil(N·bits/32)]   zeros, packed along N
+    scales   F16, BF16 or F32 [G, N]
+    g_idx    I32 [K]                    group of each column; absent in old files
+
+with value[n, k] = scale[g, n] · (code[k, n] - zero[g, n]), g = g_idx[k].
+
+`checkpoint_format` "gptq_v2" stores the zeros as they are. "gptq" (v1, and the default) stores zero - 1, and
+how it subtracts matters where a zero is 0. GPTQModel subtracts from whole words, so that it borrows from the
+next zero in the word: adding to whole words undoes it. 3 bits cross words; there each zero is shifted by
+itself, modulo 8. GPTQModel before 6.1 shifted 3-bit words by constants that do not line up with the zeros;
+such files are told by `meta.quantizer`, and the same constants undo it.
+
+Source: `pack_block` and `dequantize_weight` (nn_modules/qlinear/__init__.py), `dynamic_get`
+(quantization/config.py) and `convert_gptq_v1_to_v2_format_module` (utils/model.py) of GPTQModel 7.7.0; `pack`
+(qlinear_cuda.py) of AutoGPTQ 0.7.1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.errors import ModelFileError
+from export.student.base import StudentTensor, as_float32, first_non_finite
+from export.student.bit_packing import PACKED_BITS, unpack, word_count
+from export.student.integers import IntegerLayout, IntegerMatrix, scales_fit_f16
+from export.student.safetensors_file import StoredTensor
+from export.student.weight_reader import FLOAT_STORAGE, Parts
+
+__all__ = [
+    "DynamicRules",
+    "GptqReader",
+    "check_parts",
+    "check_scales",
+    "group_columns",
+    "open_reader",
+    "part",
+    "row_span",
+    "storage_format",
+]
+
+AGAIN_HINT: Final = (
+    "save it again in the format 'gptq' or 'gptq_v2' with GPTQModel, "
+    "or give the checkpoint that it was quantized from"
+)
+PARTS: Final = ("qweight", "qzeros", "scales", "g_idx", "bias")
+OLD_THREE_BIT_WORDS: Final = (0x24924924, 0x92492492, 0x49249249)
+"""What GPTQModel before 6.1 subtracted from the first, second and third of each three words of zeros."""
+
+
+class _Zeros(Enum):
+    """What of a zero is stored."""
+
+    PLAIN = "zero"
+    LESS_ONE = "zero - 1"
+    OLD_THREE_BIT = "words less OLD_THREE_BIT_WORDS"
+
+
+@dataclass(frozen=True, slots=True)
+class _Packing:
+    bits: int
+    group_size: int
+    """Columns that share a scale; -1: the whole row."""
+    zeros: _Zeros
+
+
+class DynamicRules:
+    """GPTQModel's `dynamic`: settings by patterns of module names, of which the first that matches holds.
+
+    Keys are regular expressions matched from the start of the name, after "+:" or nothing; after "-:" they
+    name modules that stay float. Values replace settings such as `bits` and `group_size`.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        """`path`: of the config, for errors.
+
+        Raises:
+            ModelFileError: `dynamic` is no mapping of valid patterns to settings.
+        """
+        dynamic = settings.get("dynamic") or {}
+        if not isinstance(dynamic, Mapping):
+            raise ModelFileError(f"{path}: quantization_config.dynamic is {dynamic!r}, not an object")
+        self._rules: list[tuple[re.Pattern[str], Mapping[str, Any] | None]] = []
+        for key, overrides in dynamic.items():
+            keeps_float = key.startswith("-:")
+            if not isinstance(overrides, Mapping):
+                raise ModelFileError(f"{path}: quantization_config.dynamic[{key!r}] is not an object")
+            try:
+                pattern = re.compile(key.removeprefix("-:").removeprefix("+:"))
+            except re.error as error:
+                raise ModelFileError(
+                    f"{path}: the pattern {key!r} in dynamic is not valid: {error}"
+                ) from error
+            self._rules.append((pattern, None if keeps_float else overrides))
+
+    def overrides(self) -> Iterable[Mapping[str, Any]]:
+        """The settings of all rules."""
+        return (overrides for _, overrides in self._rules if overrides is not None)
+
+    def for_module(self, module: str) -> Mapping[str, Any] | None:
+        """Settings that replace the general ones for `module`; None: it stays float."""
+        for pattern, overrides in self._rules:
+            if pattern.match(module):
+                return overrides
+        return {}
+
+
+class GptqReader:
+    """Reads the modules of one GPTQ checkpoint. Satisfies `WeightReader`."""
+
+    quantization: Final = "GPTQ"
+    ignored_suffixes: Final[tuple[str, ...]] = ()
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self._path = path
+        self._settings = settings
+        self._dynamic = DynamicRules(path, settings)
+        for overrides in ({}, *self._dynamic.overrides()):
+            self._packing(overrides)
+
+    def weight(self, module: str, shape: tuple[int, ...], parts: Parts) -> StudentTensor | None:
+        if "weight" in parts and "qweight" not in parts:
+            return None
+        overrides = self._dynamic.for_module(module)
+        if overrides is None:
+            raise ModelFileError(
+                f"module '{module}' is packed, but quantization_config.dynamic has it in float"
+            )
+        if module.endswith("embed_tokens"):
+            raise ModelFileError(
+                f"module '{module}': the embedding is packed by GPTQ, which is not read", hint=AGAIN_HINT
+            )
+        check_parts(module, parts, PARTS)
+        return _tensor(module, (shape[0], shape[1]), parts, self._packing(overrides), self._settings)
+
+    def _packing(self, overrides: Mapping[str, Any]) -> _Packing:
+        settings = {**self._settings, **overrides}
+        path, bits = self._path, settings.get("bits")
+        if type(bits) is not int or bits not in PACKED_BITS:
+            _fail(path, f"bits is {bits!r}; known are {', '.join(map(str, PACKED_BITS))}")
+        name = storage_format(path, settings, ("checkpoint_format", "format"), default="gptq")
+        if name not in ("gptq", "gptq_v2"):
+            _fail(path, f"the format is {name!r}; known are 'gptq' and 'gptq_v2'")
+        zeros = _Zeros.PLAIN
+        if name == "gptq":
+            old = bits == 3 and _written_before_6_1(settings.get("meta"))
+            zeros = _Zeros.OLD_THREE_BIT if old else _Zeros.LESS_ONE
+        for key in ("is_marlin_format", "is_bitblas_format", "rotation"):
+            if settings.get(key):
+                _fail(path, f"{key} is {settings[key]!r}, which is not read")
+        method = settings.get("method", "gptq")
+        if method != "gptq":
+            _fail(path, f"method is {method!r} beside quant_method 'gptq'")
+        words = settings.get("pack_dtype") or "int32"
+        if words not in ("int32", "torch.int32"):
+            _fail(path, f"pack_dtype is {words!r}; only int32 is known")
+        return _Packing(bits, group_columns(path, settings), zeros)
+
+
+def open_reader(path: Path, settings: Mapping[str, Any]) -> GptqReader:
+    """The reader for a checkpoint's `quantization_config`; `path` is where that is from, for errors.
+
+    Raises:
+        ModelFileError: a setting is missing or not known: another format such as marlin, another width.
+    """
+    return GptqReader(path, settings)
+
+
+def _tensor(
+    module: str, shape: tuple[int, int], parts: Parts, packing: _Packing, settings: Mapping[str, Any]
+) -> StudentTensor:
+    rows, columns = shape
+    bits = packing.bits
+    group_size = columns if packing.group_size == -1 else packing.group_size
+    groups = -(-columns // group_size)
+    says = f"{bits} bits, groups of {group_size}"
+    qweight = part(module, parts, "qweight", ("I32",), (word_count(columns, bits), rows), says)
+    qzeros = part(module, parts, "qzeros", ("I32",), (groups, word_count(rows, bits)), says)
+    scales = part(module, parts, "scales", FLOAT_STORAGE, (groups, rows), says)
+    order = _activation_order(module, parts, columns, group_size, bool(settings.get("desc_act")))
+
+    def read_codes(span: slice) -> NDArray[np.uint8]:
+        words = qweight.read()[:, row_span(span, rows)]
+        return unpack(words, bits, axis=0, count=columns).T
+
+    def read_scales(span: slice) -> NDArray[np.float32]:
+        return np.ascontiguousarray(as_float32(scales.read()[:, row_span(span, rows)]).T)
+
+    def read_zeros(span: slice) -> NDArray[np.int16]:
+        return _read_zeros(qzeros, packing, rows, row_span(span, rows))
+
+    layout = IntegerLayout(
+        bits=bits,
+        group_columns=group_size,
+        symmetric=bool((read_zeros(slice(None)) == 1 << (bits - 1)).all()),
+        in_order=order is None,
+        scales_fit_f16=check_scales(module, scales),
+    )
+    matrix = IntegerMatrix(shape, layout, order, read_codes, read_scales, read_zeros)
+    return StudentTensor(
+        name=f"{module}.weight",
+        shape=shape,
+        storage=f"INT{bits}",
+        size_bytes=sum(stored.size_bytes for stored in parts.values()),
+        _read=matrix.dequantized,
+        integers=matrix,
+    )
+
+
+def _read_zeros(qzeros: StoredTensor, packing: _Packing, rows: int, span: slice) -> NDArray[np.int16]:
+    """int16 [rows of the span, G], out of the words that the span lies in."""
+    bits = packing.bits
+    first = span.start // 32 * 32  # 32 zeros fill whole words, whatever the width
+    last = max(first, min(-(-span.stop // 32) * 32, rows))
+    words = qzeros.read()[:, first * bits // 32 : word_count(last, bits)].view(np.uint32)
+    if packing.zeros is _Zeros.OLD_THREE_BIT:
+        words = words + np.resize(np.array(OLD_THREE_BIT_WORDS, np.uint32), words.shape[1])
+    elif packing.zeros is _Zeros.LESS_ONE and bits != 3:
+        words = words + np.uint32(sum(1 << bit for bit in range(0, 32, bits)))
+    zeros = unpack(words.view(np.int32), bits, axis=1, count=last - first)
+    if packing.zeros is _Zeros.LESS_ONE and bits == 3:
+        zeros = (zeros + np.uint8(1)) & np.uint8(7)
+    return np.ascontiguousarray(zeros[:, span.start - first : span.stop - first].T.astype(np.int16))
+
+
+def _activation_order(
+    module: str, parts: Parts, columns: int, group_size: int, desc_act: bool
+) -> NDArray[np.int32] | None:
+    """The group of each column, int32 [K]; None where they are in order, whatever the config says of it."""
+    in_order = np.arange(columns, dtype=np.int32) // group_size
+    groups = int(in_order[-1]) + 1
+    stored: NDArray[np.int32] | None = None
+    if "g_idx" in parts:
+        stored = part(module, parts, "g_idx", ("I32",), (columns,), f"{columns} columns").read()
+    if groups > 1 and (stored is None or not stored.any()):
+        # AutoGPTQ's kernels take g_idx of zeros only for none: some writers never filled it in.
+        if desc_act:
+            raise ModelFileError(
+                f"module '{module}': desc_act is on, but g_idx, the order of the columns, is "
+                f"{'missing' if stored is None else 'all zero'}",
+                hint="download the checkpoint again, or give the one that it was quantized from",
+            )
+        return None
+    if stored is None or np.array_equal(stored, in_order):
+        return None
+    if stored.min() < 0 or stored.max() >= groups:
+        bad = int(np.flatnonzero((stored < 0) | (stored >= groups))[0])
+        raise ModelFileError(
+            f"module '{module}': g_idx of column {bad} is {stored[bad]}; there are groups 0 to {groups - 1}"
+        )
+    sizes, expected = np.bincount(stored, minlength=groups), np.bincount(in_order)
+    if not np.array_equal(sizes, expected):
+        bad = int(np.flatnonzero(sizes != expected)[0])
+        raise ModelFileError(
+            f"module '{module}': g_idx gives group {bad} {sizes[bad]} columns instead of {expected[bad]}"
+        )
+    return stored.copy()
+
+
+def _written_before_6_1(meta: Any) -> bool:
+    """Whether GPTQModel before 6.1 wrote the checkpoint, by `meta.quantizer`: "gptqmodel:5.8.0" or a list."""
+    quantizers = meta.get("quantizer") if isinstance(meta, Mapping) else None
+    for text in quantizers if isinstance(quantizers, list) else [quantizers]:
+        found = re.match(r"gptqmodel:(\d+)\.(\d+)", str(text).lower())
+        if found:
+            return (int(found[1]), int(found[2])) < (6, 1)
+    return False
+
+
+def storage_format(path: Path, settings: Mapping[str, Any], keys: Iterable[str], *, default: str) -> str:
+    """What the settings under `keys`, which are names of one thing, say; in lower case.
+
+    Raises:
+        ModelFileError: they differ, or one is no text.
+    """
+    found = {key: settings[key] for key in keys if settings.get(key) is not None}
+    if not all(isinstance(value, str) for value in found.values()):
+        _fail(path, f"the format is {found!r}")
+    names = {value.lower() for value in found.values()}
+    if len(names) > 1:
+        _fail(path, f"the format is unclear: {', '.join(f'{key} is {found[key]!r}' for key in found)}")
+    return names.pop() if names else default
+
+
+def group_columns(path: Path, settings: Mapping[str, Any], key: str = "group_size") -> int:
+    """Columns that share a scale; -1: the whole row.
+
+    Raises:
+        ModelFileError: the setting is missing or makes no sense.
+    """
+    value = settings.get(key)
+    if type(value) is not int or (value != -1 and not 0 < value < 1 << 31):
+        _fail(path, f"{key} is {value!r}, neither a number of columns nor -1")
+    return value
+
+
+def row_span(rows: slice, count: int) -> slice:
+    """`rows` of a matrix of `count` rows with both ends given.
+
+    Raises:
+        ValueError: the slice has a step.
+    """
+    start, stop, step = rows.indices(count)
+    if step != 1:
+        raise ValueError(f"rows are read in one span, not with a step of {step}")
+    return slice(start, max(start, stop))
+
+
+def check_parts(module: str, parts: Parts, known: Iterable[str]) -> None:
+    """Check that all stored parts of a module are known, and that a bias the model has no use for is zero.
+
+    AutoGPTQ before 0.7 gave every module a bias, of zeros where the model has none.
+
+    Raises:
+        ModelFileError: a part is of an unknown kind, or the bias would be lost.
+    """
+    for name, stored in parts.items():
+        if name not in known:
+            raise ModelFileError(
+                f"module '{module}': the part '{name}' is not known beside its packed weight"
+            )
+        if name == "bias" and as_float32(stored.read()).any():
+            raise ModelFileError(f"module '{module}' has a bias, which is not part of the model")
+
+
+def part(
+    module: str, parts: Parts, name: str, storages: Iterable[str], shape: tuple[int, ...], says: str
+) -> StoredTensor:
+    """The part `name`, checked. `says`: what the shape follows from, for errors.
+
+    Raises:
+        ModelFileError: it is missing, or of another type or shape.
+    """
+    stored = parts.get(name)
+    if stored is None:
+        raise ModelFileError(f"module '{module}': its part '{name}' is missing")
+    if stored.storage not in storages:
+        raise ModelFileError(
+            f"tensor '{stored.name}' is of type {stored.storage}; known are {', '.join(storages)}"
+        )
+    if stored.shape != shape:
+        raise ModelFileError(
+            f"tensor '{stored.name}' has shape {list(stored.shape)}; {says} make it {list(shape)}"
+        )
+    return stored
+
+
+def check_scales(module: str, scales: StoredTensor) -> bool:
+    """Whether all scales are normal float16 exactly.
+
+    Raises:
+        ModelFileError: one is NaN or infinite.
+    """
+    values = scales.read()
+    bad = first_non_finite(values)
+    if bad is not None:
+        group, row = divmod(bad, values.shape[1])
+        raise ModelFileError(
+            f"module '{module}': the scale of row {row}, group {group}, is not a finite number",
+            hint="the checkpoint is damaged or was quantized badly; take another",
+        )
+    return scales_fit_f16(as_float32(values))
+
+
+def _fail(path: Path, problem: str) -> NoReturn:
+    raise ModelFileError(f"{path}: quantization_config: {problem}", hint=AGAIN_HINT)
