@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Callable
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -30,20 +29,19 @@ from edgekit.facts import ModelFacts
 from edgekit.forecast import forecast
 from edgekit.gguf_header import GgufHeader, model_facts, read_gguf_header, validate_model
 from edgekit.profiles import DeviceProfile, Format, profile_sha256
+from export.emit import emit_gguf, refuse_small_disk
 from export.new_directory import directory_that_appears_at, refuse_existing
 from export.plan import ExportPlan, make_plan
 from export.progress import Progress, silent
-from export.quantize import quantize_gguf, require_llama_cpp
+from export.quantize import require_llama_cpp
 from export.student import CheckpointStudent, GgufStudent, open_student
 from export.student.provenance import checkpoint_name
-from export.targets.gguf import write_float_gguf
+from export.tensor_plan import tensor_facts
 
 __all__ = ["export_bundle"]
 
-MODEL_NAME: Final = "model.gguf"
 LICENSE_NAME: Final = "LICENSE"
 _TOOLS: Final = ("gguf", "llama-cpp-python", "numpy")
-_COPY_BYTES: Final = 1 << 22
 
 
 def export_bundle(
@@ -90,7 +88,11 @@ def export_bundle(
     require_llama_cpp("trying the exported model")
     student = open_student(model)
     plan = make_plan(
-        student.facts, profile.resolved(memory_mib=memory_mib), quantization=quantization, format=format
+        student.facts,
+        profile.resolved(memory_mib=memory_mib),
+        tensors=() if isinstance(student, GgufStudent) else tensor_facts(student.tensors()),
+        quantization=quantization,
+        format=format,
     )
     if plan.format != "gguf":
         raise ExportError(
@@ -100,13 +102,13 @@ def export_bundle(
     _refuse_loss(plan, student.facts, allow_loss)
     name = name or _served_name(student)
     with directory_that_appears_at(out) as directory:
-        _refuse_small_disk(directory, student, plan)
+        refuse_small_disk(directory, plan)
         source = student.source(progress)
-        conversion = _write_model(student, plan, directory, progress)
+        emitted = emit_gguf(student, plan, directory, source, importance=None, progress=progress)
         if (text := student.license_text()) is not None:
             (directory / LICENSE_NAME).write_text(text, encoding="utf-8")
         progress("trying the model", 0, 1)
-        facts, warnings = _tried(directory / MODEL_NAME, name)
+        facts, warnings = _tried(directory / emitted.entry, name)
         progress("trying the model", 1, 1)
         fields = ManifestFields(
             name=facts.name,
@@ -114,12 +116,12 @@ def export_bundle(
             created_utc=format_utc(now),
             runtime=plan.runtime,
             format=plan.format,
-            entry=MODEL_NAME,
+            entry=emitted.entry,
             model=facts,
             profile=ProfileRef(name=profile.name, sha256=profile_sha256(profile)),
             plan=PlanRecord(
                 quantization=plan.quantization,
-                conversion=conversion,
+                conversion=emitted.conversion,
                 serve=plan.serve,
                 forecast=forecast(facts, profile.resolved(memory_mib=memory_mib), plan.serve),
                 notes=(*plan.notes, *warnings),
@@ -130,7 +132,7 @@ def export_bundle(
         sealed = seal(
             directory, fields, secret_key, progress=lambda done, total: progress("sealing", done, total)
         )
-        if conversion == "copied":
+        if emitted.conversion == "copied":
             _check_copy(sealed, source)
     return Bundle(out, sealed.manifest, sealed.digest, sealed.signed_by)
 
@@ -158,57 +160,8 @@ def _refuse_loss(plan: ExportPlan, facts: ModelFacts, allow_loss: bool) -> None:
         )
 
 
-def _refuse_small_disk(directory: Path, student: GgufStudent | CheckpointStudent, plan: ExportPlan) -> None:
-    """Before hours of work, not after. A checkpoint that is quantized is written as floats first."""
-    needed = plan.facts.weight_bytes
-    if isinstance(student, CheckpointStudent) and plan.conversion == "quantize":
-        needed += student.facts.weight_bytes
-    free = shutil.disk_usage(directory).free
-    if needed > free:
-        raise ExportError(
-            f"{directory.parent}: {free / 1e9:.1f} GB are free; this export needs {needed / 1e9:.1f} GB",
-            hint="free some, or give an --out on another disk",
-        )
-
-
-def _write_model(
-    student: GgufStudent | CheckpointStudent, plan: ExportPlan, directory: Path, progress: Progress
-) -> str:
-    """Write model.gguf and say how it came to be."""
-    target, own = directory / MODEL_NAME, student.facts.quantization
-    if isinstance(student, GgufStudent):
-        if plan.conversion == "keep":
-            _copy(student.path, target, progress)
-            return "copied"
-        quantize_gguf(
-            student.path,
-            target,
-            plan.quantization,
-            allow_requantize=plan.conversion == "requantize",
-            progress=progress,
-        )
-        return f"{plan.conversion.removesuffix('e')}ed from {own}"
-    if plan.conversion in ("keep", "convert"):
-        write_float_gguf(student, target, storage=plan.quantization, progress=progress)
-        return f"converted from safetensors, {own}"
-    floats = directory / "floats.gguf"
-    write_float_gguf(student, floats, progress=progress)
-    quantize_gguf(floats, target, plan.quantization, progress=progress)
-    floats.unlink()
-    return f"quantized from {own}"
-
-
-def _copy(source: Path, target: Path, progress: Progress) -> None:
-    done, total = 0, source.stat().st_size
-    with source.open("rb") as reader, target.open("wb") as writer:
-        while block := reader.read(_COPY_BYTES):
-            writer.write(block)
-            done += len(block)
-            progress("copying", done, total)
-
-
 def _check_copy(sealed: Bundle, source: SourceRecord) -> None:
-    copied = next(file.sha256 for file in sealed.manifest.files if file.path == MODEL_NAME)
+    copied = next(file.sha256 for file in sealed.manifest.files if file.path == sealed.manifest.entry)
     if copied != source.sha256:
         raise ExportError(
             f"{source.name} changed while it was copied", hint="export it again once nothing writes to it"

@@ -11,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -84,7 +85,10 @@ def write_gguf(
     for key, text in (provenance or {}).items():
         writer.add_string(key, text)
     try:
-        _write(writer, path, student, plan, divisors, importance or {}, progress)
+        quantizes = any(item.method in ("quantize", "requantize") for item in plan)
+        what = f"quantizing to {quantization}" if quantizes else "writing tensors"
+        report = partial(progress, what)
+        _write(writer, path, student, plan, divisors, importance or {}, report)
     except OSError as error:
         raise ExportError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
@@ -118,7 +122,7 @@ def _write(
     plan: Sequence[TensorPlan],
     divisors: Array | None,
     importance: Importance,
-    progress: Progress,
+    report: Callable[[int, int], None],
 ) -> None:
     writer.write_header_to_file(path)
     writer.write_kv_data_to_file()
@@ -136,7 +140,7 @@ def _write(
             for rows in contents.pop(name):
                 rows.tofile(file)
                 done += rows.nbytes
-                progress("writing tensors", min(done, total), total)
+                report(min(done, total), total)
             writer.write_padding(file, info.nbytes)
         file.flush()
         os.fsync(file.fileno())

@@ -25,7 +25,7 @@ from edgekit.engine.probe import probe_model
 from edgekit.errors import EdgekitError, ExportError, ModelFileError, PlanError, UsageError
 from edgekit.gguf_header import read_gguf_header
 from edgekit.profiles import load_profile, profile_sha256
-from export import pipeline
+from export import emit, pipeline
 from export.pipeline import export_bundle
 
 NOON = datetime(2026, 1, 20, 12, 0, 5, tzinfo=timezone.utc)
@@ -282,7 +282,7 @@ def test_export_bundle__student_that_does_not_fit_leaves_nothing(student: Path, 
 
 
 @pytest.mark.parametrize(
-    "step", ["checksum of the student", "writing tensors", "quantizing to Q4_K_M", "sealing"]
+    "step", ["checksum of the student", "quantizing to Q4_K_M", "trying the model", "sealing"]
 )
 def test_export_bundle__interrupt_leaves_nothing(step: str, small: Path, tmp_path: Path) -> None:
     def interrupt(what: str, done: int, total: int) -> None:
@@ -313,17 +313,22 @@ def test_export_bundle__student_that_changes_while_copied_is_refused(small: Path
 def test_export_bundle__result_that_does_not_load_leaves_nothing(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def spoil(source: Path, target: Path, quantization: str, **_: Any) -> None:
-        target.write_bytes(source.read_bytes()[:-4096])
+    whole = pipeline.emit_gguf
 
-    monkeypatch.setattr(pipeline, "quantize_gguf", spoil)
+    def spoil(student: Any, plan: Any, directory: Path, *rest: Any, **options: Any) -> Any:
+        emitted = whole(student, plan, directory, *rest, **options)
+        written = directory / emitted.entry
+        written.write_bytes(written.read_bytes()[:-4096])
+        return emitted
+
+    monkeypatch.setattr(pipeline, "emit_gguf", spoil)
     with pytest.raises(ModelFileError, match="cut off"):
         export_bundle(small, load_profile("host"), tmp_path / "out", quantization="Q4_0")
     assert _left_in(tmp_path) == ["Small-Qwen2"]
 
 
 @pytest.mark.parametrize("quantization", ["Q8_0", "BF16"])
-@pytest.mark.parametrize("size", [1_000, 60_000, 150_000])
+@pytest.mark.parametrize("size", [1_000, 40_000, 70_000])
 def test_export_bundle__full_disk_leaves_nothing(
     quantization: str, size: int, small: Path, tmp_path: Path
 ) -> None:
@@ -354,7 +359,7 @@ def test_export_bundle__too_small_a_disk_is_refused_before_the_work(
     class Usage:
         free = 1000
 
-    monkeypatch.setattr(pipeline.shutil, "disk_usage", lambda path: Usage)
+    monkeypatch.setattr(emit.shutil, "disk_usage", lambda path: Usage)
     with pytest.raises(ExportError, match=r"0\.0 GB are free"):
         export_bundle(small, load_profile("host"), tmp_path / "out")
     assert _left_in(tmp_path) == ["Small-Qwen2"]
