@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,15 +46,18 @@ class StoredTensor:
     shape: tuple[int, ...]
     storage: str
     size_bytes: int
-    _data: NDArray[Any] = field(repr=False, compare=False)
+    _file: BinaryIO = field(repr=False, compare=False)
+    _offset: int = field(repr=False, compare=False)
 
     def read(self) -> NDArray[Any]:
         """The stored values, memory-mapped and read-only, of `shape`.
 
-        BF16 as uint16 and FP8 as uint8 bit patterns; all others in numpy's type of the same name.
+        BF16 as uint16 and FP8 as uint8 bit patterns; all others in numpy's type of the same name. The mapping
+        is this array's own: what was touched of it leaves the process's memory with the array.
         """
-        values: NDArray[Any] = self._data.view(_DTYPES[self.storage]).reshape(self.shape)
-        return values
+        if not self.size_bytes:
+            return np.empty(self.shape, _DTYPES[self.storage])
+        return np.memmap(self._file, _DTYPES[self.storage], "r", self._offset, self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +78,13 @@ def open_safetensors(path: Path) -> SafetensorsFile:
         size = path.stat().st_size
         if size < 8:
             raise ModelFileError(f"{path}: {size} bytes are too few for a safetensors file")
-        data: NDArray[Any] = np.memmap(path, dtype=np.uint8, mode="r")
+        file = path.open("rb")  # the tensors keep it open
+        header_bytes = int.from_bytes(file.read(8), "little")
     except OSError as error:
         raise ModelFileError(f"{path}: cannot be read: {error.strerror}") from error
-    header_bytes = int.from_bytes(data[:8].tobytes(), "little")
     if header_bytes > min(MAX_HEADER_BYTES, size - 8):
         raise ModelFileError(f"{path}: the header claims {header_bytes} bytes; {size - 8} are left")
-    entries = _parse_header(path, data[8 : 8 + header_bytes].tobytes())
+    entries = _parse_header(path, file.read(header_bytes))
     start = 8 + header_bytes
     expected = 0
     tensors = {}
@@ -106,7 +109,7 @@ def open_safetensors(path: Path) -> SafetensorsFile:
                 hint="download or copy it again",
             )
         expected = end
-        tensors[name] = StoredTensor(name, shape, dtype, end - begin, data[start + begin : start + end])
+        tensors[name] = StoredTensor(name, shape, dtype, end - begin, file, start + begin)
     if start + expected != size:
         raise ModelFileError(f"{path}: {size - start - expected} bytes follow the last tensor")
     return SafetensorsFile(path=path, tensors=MappingProxyType(tensors))
