@@ -44,10 +44,19 @@ class IntegerMatrix:
     _codes: Callable[[slice], NDArray[np.uint8]] = field(repr=False, compare=False)
     _scales: Callable[[slice], NDArray[np.float32]] = field(repr=False, compare=False)
     _zeros: Callable[[slice], NDArray[np.int16]] = field(repr=False, compare=False)
+    _nibbles: Callable[[slice], NDArray[np.uint8]] | None = field(default=None, repr=False, compare=False)
+    """Where the student stores 4-bit codes so that `nibbles` need not be packed again."""
 
     def codes(self, rows: slice = ALL_ROWS) -> NDArray[np.uint8]:
         """Integers from 0 to 2^bits - 1, uint8 [rows, K], in the student's order of columns."""
         return self._codes(rows)
+
+    def nibbles(self, rows: slice = ALL_ROWS) -> NDArray[np.uint8]:
+        """4-bit codes two to a byte, uint8 [rows, K / 2]: of each pair, the first is the low half."""
+        if self._nibbles is not None:
+            return self._nibbles(rows)
+        codes = self._codes(rows)
+        return codes[:, 0::2] | (codes[:, 1::2] << np.uint8(4))
 
     def scales(self, rows: slice = ALL_ROWS) -> NDArray[np.float32]:
         """float32 [rows, G], exactly as stored."""

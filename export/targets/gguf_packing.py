@@ -20,14 +20,40 @@ Bytes = NDArray[np.uint8]
 
 def pack_rows(matrix: IntegerMatrix, type_name: str, rows: slice = ALL_ROWS) -> Bytes:
     """Some rows as uint8 [rows, row bytes] of a type that `repackings` names for the matrix."""
-    columns = matrix.shape[1]
+    columns, layout = matrix.shape[1], matrix.layout
+    if type_name == "Q4_0" and layout.bits == 4 and layout.symmetric:
+        return _q4_0_from_nibbles(matrix, rows)
     codes, scales, zeros = matrix.codes(rows), matrix.scales(rows).astype(np.float16), matrix.zeros(rows)
     block = 256 if type_name == "Q4_K" else 32
     # The group of each block: a group that is as long as the row may end with it.
-    groups = np.arange(0, columns, block) // matrix.layout.group_columns
+    groups = np.arange(0, columns, block) // layout.group_columns
     codes = codes.reshape(codes.shape[0], -1, block)
     packed = _PACKERS[type_name](codes, scales[:, groups], zeros[:, groups])
     return packed.reshape(packed.shape[0], -1)
+
+
+def _q4_0_from_nibbles(matrix: IntegerMatrix, rows: slice) -> Bytes:
+    """The codes are Q4_0's own; only their order within a block of 32, which is four words, differs."""
+    nibbles, scales = np.ascontiguousarray(matrix.nibbles(rows)), matrix.scales(rows).astype(np.float16)
+    words = nibbles.view("<u4").reshape(nibbles.shape[0], -1, 4)
+    packed = np.empty((*words.shape[:2], 18), np.uint8)
+    groups = np.arange(words.shape[1]) * 32 // matrix.layout.group_columns
+    packed[..., :2] = scales[:, groups, None].view(np.uint8)
+    # Weights 0..15 become the low halves of the bytes, 16..31 the high ones.
+    paired = _spread(words[..., 2:])
+    paired <<= np.uint64(4)
+    paired |= _spread(words[..., :2])
+    packed[..., 2:] = paired.view(np.uint8)
+    return packed.reshape(packed.shape[0], -1)
+
+
+def _spread(words: NDArray[np.uint32]) -> NDArray[np.uint64]:
+    """The eight nibbles of a word as eight bytes."""
+    wide = words.astype("<u8")
+    for shift, mask in ((16, 0x0000FFFF_0000FFFF), (8, 0x00FF00FF_00FF00FF), (4, 0x0F0F0F0F_0F0F0F0F)):
+        wide |= wide << np.uint64(shift)
+        wide &= np.uint64(mask)
+    return wide
 
 
 def _q4_0(codes: Bytes, scales: Halves, zeros: Steps) -> Bytes:

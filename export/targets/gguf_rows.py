@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +20,9 @@ from export.tensor_plan import TensorPlan
 
 __all__ = ["converted_rows"]
 
-_CHUNK_WEIGHTS = 1 << 22
-"""Weights converted at a time: 16 MiB of float32."""
+_CHUNK_WEIGHTS = 1 << 21
+"""Weights converted at a time, by each thread: 8 MiB of float32."""
+_THREADS = len(os.sched_getaffinity(0))
 
 
 def converted_rows(
@@ -32,13 +37,38 @@ def converted_rows(
         ModelFileError: a weight is NaN or infinite, or does not fit the type.
     """
     head_length = config.head_length if _is_rotated(config, tensor.name) else 1
+
+    def convert(part: slice) -> Array:
+        values = _converted(tensor, plan, part, importance)
+        return values if head_length == 1 else _pairs_side_by_side(values, head_length)
+
     rows, width = tensor.shape[0], int(np.prod(tensor.shape[1:], dtype=np.int64))
     # Whole heads: reordering stays within one.
     step = max(1, _CHUNK_WEIGHTS // max(1, width) // head_length) * head_length
-    for start in range(0, rows, step):
-        part = slice(start, min(start + step, rows))
-        values = _converted(tensor, plan, part, importance)
-        yield values if head_length == 1 else _pairs_side_by_side(values, head_length)
+    yield from _ahead(convert, [slice(start, min(start + step, rows)) for start in range(0, rows, step)])
+
+
+def _ahead(convert: Callable[[slice], Array], parts: Sequence[slice]) -> Iterator[Array]:
+    """Results in order, computed on all processors a few parts ahead of whoever takes them.
+
+    numpy and ggml let go of the interpreter where the work is.
+    """
+    waiting: deque[Future[Array]] = deque()
+    try:
+        for part in parts:
+            waiting.append(_pool().submit(convert, part))
+            if len(waiting) > _THREADS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_THREADS, thread_name_prefix="convert")
 
 
 def _is_rotated(config: CheckpointConfig, name: str) -> bool:
@@ -72,7 +102,7 @@ def _converted(
         return _to_bf16(floats)
     if plan.type_name == "F16":
         return _to_f16(tensor, floats)
-    return quantize_rows(floats, plan.type_name, importance=importance)
+    return quantize_rows(floats, plan.type_name, importance=importance, threads=1)
 
 
 def _to_f16(tensor: StudentTensor, floats: NDArray[np.float32]) -> Array:
