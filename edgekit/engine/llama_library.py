@@ -12,6 +12,7 @@ import importlib.util
 import logging
 import os
 import sys
+import threading
 import types
 from functools import cache
 from typing import Any
@@ -38,7 +39,9 @@ _recent: list[str] = []
 _RECENT_LINES = 40
 
 
-@cache
+_loading = threading.Lock()
+
+
 def load_library() -> Any:
     """The module `llama_cpp.llama_cpp`, with the backend initialised and its log sent to `logging`.
 
@@ -46,6 +49,12 @@ def load_library() -> Any:
         MissingExtraError: llama-cpp-python is not installed.
         EngineError: it is installed but its shared library cannot be loaded.
     """
+    with _loading:
+        return _load()
+
+
+@cache
+def _load() -> Any:
     bindings = _import_bindings()
     callback = bindings.llama_log_callback(_take_log_line)
     _keep_alive.append(callback)
