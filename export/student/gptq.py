@@ -10,10 +10,11 @@ A module [N, K] is stored as
 with value[n, k] = scale[g, n] · (code[k, n] - zero[g, n]), g = g_idx[k].
 
 `checkpoint_format` "gptq_v2" stores the zeros as they are. "gptq" (v1, and the default) stores zero - 1, and
-how it subtracts matters where a zero is 0. GPTQModel subtracts from whole words, so that it borrows from the
-next zero in the word: adding to whole words undoes it. 3 bits cross words; there each zero is shifted by
-itself, modulo 8. GPTQModel before 6.1 shifted 3-bit words by constants that do not line up with the zeros;
-such files are told by `meta.quantizer`, and the same constants undo it.
+how it subtracts matters. With 2, 4 and 8 bits GPTQModel subtracts from whole words, so that a zero of 0
+borrows from the next one: adding to whole words undoes it. 3 bits cross words; there each zero is shifted by
+itself, modulo 8. Two faults of earlier releases, told by `meta.quantizer`, are undone in kind: before 6.1
+three-bit words were shifted by constants that do not line up with the zeros, and before 7.3.2 modules whose
+bits are set by `dynamic` were shifted as if they had the checkpoint's bits.
 
 Source: `pack_block` and `dequantize_weight` (nn_modules/qlinear/__init__.py), `dynamic_get`
 (quantization/config.py) and `convert_gptq_v1_to_v2_format_module` (utils/model.py) of GPTQModel 7.7.0; `pack`
@@ -25,8 +26,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, NoReturn
 
 import numpy as np
@@ -56,16 +57,14 @@ AGAIN_HINT: Final = (
     "or give the checkpoint that it was quantized from"
 )
 PARTS: Final = ("qweight", "qzeros", "scales", "g_idx", "bias")
-OLD_THREE_BIT_WORDS: Final = (0x24924924, 0x92492492, 0x49249249)
-"""What GPTQModel before 6.1 subtracted from the first, second and third of each three words of zeros."""
-
-
-class _Zeros(Enum):
-    """What of a zero is stored."""
-
-    PLAIN = "zero"
-    LESS_ONE = "zero - 1"
-    OLD_THREE_BIT = "words less OLD_THREE_BIT_WORDS"
+WORDS_LESS: Final[Mapping[int, tuple[int, ...]]] = MappingProxyType(
+    {2: (0x55555555,), 4: (0x11111111,), 8: (0x01010101,)}
+)
+"""What v1 subtracts from words of zeros, by bits."""
+OLD_WORDS_LESS: Final[Mapping[int, tuple[int, ...]]] = MappingProxyType(
+    {**WORDS_LESS, 3: (0x24924924, 0x92492492, 0x49249249)}
+)
+"""The same of GPTQModel before 6.1: 3 bits have constants for the first, second and third of three words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +72,12 @@ class _Packing:
     bits: int
     group_size: int
     """Columns that share a scale; -1: the whole row."""
-    zeros: _Zeros
+    words_less: tuple[int, ...]
+    """What was subtracted from the words of zeros, in turn."""
+    zeros_less: int
+    """What was subtracted from each zero, modulo 2^bits."""
+    activation_order: bool
+    """What the config says of it."""
 
 
 class DynamicRules:
@@ -143,7 +147,7 @@ class GptqReader:
                 f"module '{module}': the embedding is packed by GPTQ, which is not read", hint=AGAIN_HINT
             )
         check_parts(module, parts, PARTS)
-        return _tensor(module, (shape[0], shape[1]), parts, self._packing(overrides), self._settings)
+        return _tensor(module, (shape[0], shape[1]), parts, self._packing(overrides))
 
     def _packing(self, overrides: Mapping[str, Any]) -> _Packing:
         settings = {**self._settings, **overrides}
@@ -153,10 +157,6 @@ class GptqReader:
         name = storage_format(path, settings, ("checkpoint_format", "format"), default="gptq")
         if name not in ("gptq", "gptq_v2"):
             _fail(path, f"the format is {name!r}; known are 'gptq' and 'gptq_v2'")
-        zeros = _Zeros.PLAIN
-        if name == "gptq":
-            old = bits == 3 and _written_before_6_1(settings.get("meta"))
-            zeros = _Zeros.OLD_THREE_BIT if old else _Zeros.LESS_ONE
         for key in ("is_marlin_format", "is_bitblas_format", "rotation"):
             if settings.get(key):
                 _fail(path, f"{key} is {settings[key]!r}, which is not read")
@@ -166,7 +166,26 @@ class GptqReader:
         words = settings.get("pack_dtype") or "int32"
         if words not in ("int32", "torch.int32"):
             _fail(path, f"pack_dtype is {words!r}; only int32 is known")
-        return _Packing(bits, group_columns(path, settings), zeros)
+        words_less, zeros_less = ((0,), 0) if name == "gptq_v2" else self._less_one(bits)
+        return _Packing(
+            bits=bits,
+            group_size=group_columns(path, settings),
+            words_less=words_less,
+            zeros_less=zeros_less,
+            activation_order=bool(settings.get("desc_act")),
+        )
+
+    def _less_one(self, bits: int) -> tuple[tuple[int, ...], int]:
+        """How v1 zeros of `bits` were shifted: what their words, and what the zeros themselves, are less."""
+        version = _gptqmodel_version(self._settings.get("meta"))
+        general: int = self._settings["bits"]  # checked first of all
+        if version is not None and version < (7, 3, 2) and general != bits:
+            if general == 3 and version >= (6, 1):
+                _fail(self._path, f"GPTQModel {version} shifted the zeros of {bits} bits as if they had 3")
+            return OLD_WORDS_LESS[general], 0
+        if bits == 3:
+            return (OLD_WORDS_LESS[3], 0) if version is not None and version < (6, 1) else ((0,), 1)
+        return WORDS_LESS[bits], 0
 
 
 def open_reader(path: Path, settings: Mapping[str, Any]) -> GptqReader:
@@ -178,9 +197,7 @@ def open_reader(path: Path, settings: Mapping[str, Any]) -> GptqReader:
     return GptqReader(path, settings)
 
 
-def _tensor(
-    module: str, shape: tuple[int, int], parts: Parts, packing: _Packing, settings: Mapping[str, Any]
-) -> StudentTensor:
+def _tensor(module: str, shape: tuple[int, int], parts: Parts, packing: _Packing) -> StudentTensor:
     rows, columns = shape
     bits = packing.bits
     group_size = columns if packing.group_size == -1 else packing.group_size
@@ -189,7 +206,7 @@ def _tensor(
     qweight = part(module, parts, "qweight", ("I32",), (word_count(columns, bits), rows), says)
     qzeros = part(module, parts, "qzeros", ("I32",), (groups, word_count(rows, bits)), says)
     scales = part(module, parts, "scales", FLOAT_STORAGE, (groups, rows), says)
-    order = _activation_order(module, parts, columns, group_size, bool(settings.get("desc_act")))
+    order = _activation_order(module, parts, columns, group_size, packing.activation_order)
 
     def read_codes(span: slice) -> NDArray[np.uint8]:
         words = qweight.read()[:, row_span(span, rows)]
@@ -224,14 +241,12 @@ def _read_zeros(qzeros: StoredTensor, packing: _Packing, rows: int, span: slice)
     bits = packing.bits
     first = span.start // 32 * 32  # 32 zeros fill whole words, whatever the width
     last = max(first, min(-(-span.stop // 32) * 32, rows))
-    words = qzeros.read()[:, first * bits // 32 : word_count(last, bits)].view(np.uint32)
-    if packing.zeros is _Zeros.OLD_THREE_BIT:
-        words = words + np.resize(np.array(OLD_THREE_BIT_WORDS, np.uint32), words.shape[1])
-    elif packing.zeros is _Zeros.LESS_ONE and bits != 3:
-        words = words + np.uint32(sum(1 << bit for bit in range(0, 32, bits)))
+    start, stop = first * bits // 32, word_count(last, bits)
+    less = np.array(packing.words_less, np.uint32)[np.arange(start, stop) % len(packing.words_less)]
+    words = qzeros.read()[:, start:stop].view(np.uint32) + less  # modulo 2^32
     zeros = unpack(words.view(np.int32), bits, axis=1, count=last - first)
-    if packing.zeros is _Zeros.LESS_ONE and bits == 3:
-        zeros = (zeros + np.uint8(1)) & np.uint8(7)
+    if packing.zeros_less:
+        zeros = (zeros + np.uint8(packing.zeros_less)) & np.uint8((1 << bits) - 1)
     return np.ascontiguousarray(zeros[:, span.start - first : span.stop - first].T.astype(np.int16))
 
 
@@ -269,14 +284,14 @@ def _activation_order(
     return stored.copy()
 
 
-def _written_before_6_1(meta: Any) -> bool:
-    """Whether GPTQModel before 6.1 wrote the checkpoint, by `meta.quantizer`: "gptqmodel:5.8.0" or a list."""
+def _gptqmodel_version(meta: Any) -> tuple[int, ...] | None:
+    """Which GPTQModel wrote the checkpoint, by `meta.quantizer`: "gptqmodel:5.8.0", alone or in a list."""
     quantizers = meta.get("quantizer") if isinstance(meta, Mapping) else None
     for text in quantizers if isinstance(quantizers, list) else [quantizers]:
-        found = re.match(r"gptqmodel:(\d+)\.(\d+)", str(text).lower())
+        found = re.match(r"gptqmodel:(\d+)\.(\d+)(?:\.(\d+))?", str(text).lower())
         if found:
-            return (int(found[1]), int(found[2])) < (6, 1)
-    return False
+            return tuple(int(number or 0) for number in found.groups())
+    return None
 
 
 def storage_format(path: Path, settings: Mapping[str, Any], keys: Iterable[str], *, default: str) -> str:
