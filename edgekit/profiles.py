@@ -83,8 +83,9 @@ QUANTIZATIONS: Final = (
         "Q2_K_S",
     ),
     *("IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "TQ2_0", "TQ1_0", "MXFP4_MOE"),
-    # onnxruntime's block-quantized MatMulNBits, and what vLLM reads
-    *("INT4", "INT8", "GPTQ", "AWQ", "W4A16", "W8A8", "W8A16", "FP8", "NF4"),
+    # onnxruntime's block-quantized MatMulNBits, and what checkpoints are packed as
+    *("INT4", "INT8", "GPTQ", "AWQ", "W4A16", "W8A8", "W8A16", "FP8", "NF4", "FP4"),
+    *("W2A16", "W3A16", "W4A8", "W4AFP8"),
 )
 
 

@@ -69,12 +69,16 @@ class IntegerMatrix:
     def dequantized(self, rows: slice = ALL_ROWS) -> NDArray[np.float32]:
         """The values, float32 [rows, K]: one multiplication in float32 each."""
         codes, scales, zeros = self.codes(rows), self.scales(rows), self.zeros(rows)
-        columns = self.shape[1]
-        groups = self.groups
-        if groups is None:
-            groups = np.arange(columns, dtype=np.int32) // self.layout.group_columns
-        steps = codes.astype(np.int16) - zeros[:, groups]
-        values: NDArray[np.float32] = steps.astype(np.float32) * scales[:, groups]
+        if self.groups is not None:
+            steps = codes.astype(np.int16) - zeros[:, self.groups]
+            shuffled: NDArray[np.float32] = steps.astype(np.float32) * scales[:, self.groups]
+            return shuffled
+        values = codes.astype(np.float32)
+        width = self.layout.group_columns
+        for group in range(scales.shape[1]):
+            part = values[:, group * width : (group + 1) * width]
+            part -= zeros[:, group, None]
+            part *= scales[:, group, None]
         return values
 
 

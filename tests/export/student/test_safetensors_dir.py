@@ -138,8 +138,8 @@ BAD: dict[str, tuple[Change, str]] = {
         "'GPT2LMHeadModel'; known are LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM",
     ),
     "quantized": (
-        _config(quantization_config={"quant_method": "gptq"}),
-        r"quantized \(gptq\); known are bf16",
+        _config(quantization_config={"quant_method": "eetq"}),
+        r"quantized \(eetq\); known are gptq, awq, compressed-tensors, fp8, bitsandbytes",
     ),
     "no width": (_config(hidden_size=...), "'hidden_size' is missing"),
     "zero layers": (_config(num_hidden_layers=0), "'num_hidden_layers' is 0"),
