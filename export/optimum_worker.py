@@ -68,7 +68,7 @@ def export(request: dict[str, Any], say: Any) -> None:
     np.savez(directory / "reference.npz", **logits)
 
 
-def quantize(request: dict[str, Any], say: Any) -> dict[str, int]:
+def quantize(request: dict[str, Any], say: Any) -> int:
     import onnx
     from onnxruntime.quantization.matmul_nbits_quantizer import (
         DefaultWeightOnlyQuantConfig,
@@ -99,11 +99,7 @@ def quantize(request: dict[str, Any], say: Any) -> dict[str, int]:
         str(Path(request["directory"]) / "model.onnx"), use_external_data_format=True
     )
     nodes = quantizer.model.model.graph.node
-    constants = {tensor.name for tensor in quantizer.model.model.graph.initializer}
-    return {
-        "quantized": sum(node.op_type in ("MatMulNBits", "GatherBlockQuantized") for node in nodes),
-        "left": sum(node.op_type in ("MatMul", "Gemm") and node.input[1] in constants for node in nodes),
-    }
+    return sum(node.op_type in ("MatMulNBits", "GatherBlockQuantized") for node in nodes)
 
 
 def expose_matrices(graph: Any) -> None:
@@ -129,7 +125,7 @@ def expose_matrices(graph: Any) -> None:
     for node in graph.node:
         if node.op_type == "MatMul":
             source = producers.get(node.input[1])
-            matrix = source.input[0] if source is not None and source.op_type == "Transpose" else None
+            matrix = source.input[0] if source is not None and source.op_type == "Transpose" else ""
             if matrix in constants and len(constants[matrix].dims) == 2:
                 node.input[1] = transpose_of(matrix)
         elif node.op_type == "Gemm" and node.input[1] in constants:

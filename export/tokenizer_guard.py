@@ -69,9 +69,9 @@ def check_gguf_tokenizer(gguf: Path, checkpoint: DecoderStudent) -> tuple[str, .
 def check_onnx_tokenizer(directory: Path, checkpoint: DecoderStudent) -> tuple[str, ...]:
     """Compare the tokenizer files of an ONNX export with the checkpoint's.
 
-    What follows from the files themselves, by jinja and Hugging Face's library, must be equal. Where
-    onnxruntime-genai is installed it must load them and find the same tokens; it has code of its own for it,
-    and its known limits are returned.
+    What follows from the files themselves, by jinja and Hugging Face's library, must be equal. Where there is
+    a genai_config.json and onnxruntime-genai is installed, it must load them and find the same tokens; it has
+    code of its own for it, and its known limits are returned.
 
     Returns:
         What onnxruntime-genai is known to do otherwise, for the bundle's notes.
@@ -87,7 +87,8 @@ def check_onnx_tokenizer(directory: Path, checkpoint: DecoderStudent) -> tuple[s
     judge = Judge("tokenizers", directory, exam, lambda *_: None)
     answer = _answer_of(exported, exam)
     notes = (*judge.texts(answer), *judge.beginning(answer), *judge.chats(answer))
-    if importlib.util.find_spec("onnxruntime_genai") is None:
+    configured = (directory / "genai_config.json").is_file()
+    if not configured or importlib.util.find_spec("onnxruntime_genai") is None:
         return notes
 
     def limitation(text: str, got: list[int], wanted: list[int]) -> str | None:

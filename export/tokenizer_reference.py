@@ -72,7 +72,7 @@ class TokenizerReference:
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of many texts, on all processors."""
-        batch = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        batch = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in batch]
 
     def starts(self, text: str) -> list[int]:
