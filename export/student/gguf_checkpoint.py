@@ -138,7 +138,7 @@ def as_checkpoint(student: GgufStudent) -> GgufCheckpoint:
                 f"{path}: tensor '{tensor.name}' of shape {list(tensor.shape)} has no counterpart in a "
                 f"{config.raw['architectures'][0]}"
             )
-        blocks = partial(_blocks, path, places[tensor.name])
+        blocks = partial(_blocks, places[tensor.name])
         tensors.append(_tensor(config, replace(tensor, name=name), blocks))
     for name in shapes:
         raise ModelFileError(f"{path}: there is no tensor for '{name}', which a checkpoint must have")
@@ -157,10 +157,18 @@ def _checkpoint_name(path: Path, name: str) -> str:
 
 def _tensor(config: CheckpointConfig, stored: StudentTensor, blocks: _ReadRows) -> StudentTensor:
     """`stored`, under its new name already, with its rows in a checkpoint's order."""
-    ordered: Callable[[_ReadRows], _ReadRows] = _as_stored
-    if config.architecture == "llama" and stored.name.split(".")[-2] in ("q_proj", "k_proj"):
-        ordered = partial(_halves_apart, stored.shape[0], config.head_length)
+    if len(stored.shape) == 1:
+        # Biases and norms, read as a whole: they are small.
+        return replace(stored, _read=_ordering(config, stored)(lambda rows: stored.read()[rows]))
+    ordered = _ordering(config, stored)
     return replace(stored, _read=ordered(stored.read), integers=_integers(stored, blocks, ordered))
+
+
+def _ordering(config: CheckpointConfig, tensor: StudentTensor) -> Callable[[_ReadRows], _ReadRows]:
+    """Makes a reader of rows in llama.cpp's order one of rows in a checkpoint's order."""
+    if config.architecture == "llama" and tensor.name.split(".")[-2] in ("q_proj", "k_proj"):
+        return partial(_halves_apart, tensor.shape[0], config.head_length)
+    return _as_stored
 
 
 def _as_stored(read: _ReadRows) -> _ReadRows:
@@ -193,7 +201,7 @@ def _integers(
     tensor: StudentTensor, blocks: _ReadRows, ordered: Callable[[_ReadRows], _ReadRows]
 ) -> IntegerMatrix | None:
     """Q4_0 and Q8_0 as integers. Source: ggml-common.h (block_q4_0, block_q8_0); ggml-quants.c."""
-    if tensor.storage not in ("Q4_0", "Q8_0") or len(tensor.shape) != 2:
+    if tensor.storage not in ("Q4_0", "Q8_0"):
         return None
     rows, columns = tensor.shape
     bits, codes_of = (4, _q4_0_codes) if tensor.storage == "Q4_0" else (8, _q8_0_codes)
@@ -212,12 +220,12 @@ def _integers(
     )
 
 
-def _blocks(path: Path, info: TensorInfo, rows: slice) -> NDArray[np.uint8]:
+def _blocks(info: TensorInfo, rows: slice) -> NDArray[np.uint8]:
     """The blocks of some rows as stored: uint8 [rows, blocks, bytes of a block], a float16 scale first."""
     columns, count = info.shape
-    stored = np.memmap(path, np.uint8, mode="r", offset=info.offset, shape=(count, info.size_bytes // count))
-    part: NDArray[np.uint8] = stored[rows]
-    return part.reshape(part.shape[0], columns // _BLOCK, -1)
+    blocks = columns // _BLOCK
+    shape = (count, blocks, info.size_bytes // count // blocks)
+    return np.memmap(info.path, np.uint8, mode="r", offset=info.offset, shape=shape)[rows]
 
 
 def _block_scales(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -228,10 +236,10 @@ def _block_scales(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
 def _q4_0_codes(blocks: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Byte j holds columns j (low nibble) and j + 16 of its block."""
     nibbles = np.concatenate([blocks[:, :, 2:] & 0x0F, blocks[:, :, 2:] >> 4], axis=2)
-    return nibbles.reshape(blocks.shape[0], -1)
+    return nibbles.reshape(blocks.shape[0], blocks.shape[1] * _BLOCK)
 
 
 def _q8_0_codes(blocks: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Signed bytes, here counted from -128."""
     codes: NDArray[np.uint8] = blocks[:, :, 2:] ^ np.uint8(0x80)
-    return codes.reshape(blocks.shape[0], -1)
+    return codes.reshape(blocks.shape[0], blocks.shape[1] * _BLOCK)
