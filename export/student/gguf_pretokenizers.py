@@ -1,8 +1,7 @@
 """What the names of llama.cpp's pre-tokenizers stand for, as parts of a tokenizer.json.
 
 Patterns are those of the tokenizer.json that each name was given for, as llama-vocab.cpp (llama.cpp
-0c1e57098) quotes them (the
-original is in a comment there where it had to be rewritten).
+0c1e57098) quotes them; the original is in a comment there where it had to be rewritten.
 
 For llama-bpe, qwen2, deepseek-llm and deepseek-coder, what the rebuilt files make of the 47 texts in
 models/ggml-vocab-NAME.gguf.inp of llama.cpp was compared with Hugging Face's ids beside it (.out), by
