@@ -45,6 +45,7 @@ SYMMETRIC_ZERO: Final = 1 << (BITS - 1)
 # Columns in the low and in the high halves of a word's four bytes.
 LOW_COLUMNS: Final = (0, 4, 1, 5)
 HIGH_COLUMNS: Final = (2, 6, 3, 7)
+LOW_HALVES: Final = np.int32(0x0F0F0F0F)
 AGAIN_HINT: Final = (
     "save it again with version 'gemm' and 4 bits with AutoAWQ or GPTQModel, "
     "or give the checkpoint that it was quantized from"
@@ -139,6 +140,9 @@ def _tensor(
             return np.full((inside.stop - inside.start, groups), SYMMETRIC_ZERO, np.int16)
         return _unpack(qzeros.read(), inside).astype(np.int16)
 
+    def read_nibbles(span: slice) -> NDArray[np.uint8]:
+        return _unpack_pairs(qweight.read(), row_span(span, rows))
+
     layout = IntegerLayout(
         bits=BITS,
         group_columns=group_size,
@@ -146,7 +150,15 @@ def _tensor(
         in_order=True,
         scales_fit_f16=check_scales(module, scales),
     )
-    matrix = IntegerMatrix(shape, layout, None, read_codes, read_scales, read_zeros)
+    matrix = IntegerMatrix(
+        shape,
+        layout,
+        None,
+        read_codes,
+        read_scales,
+        read_zeros,
+        _nibbles=None if columns % 2 else read_nibbles,
+    )
     return StudentTensor(
         name=f"{module}.weight",
         shape=shape,
@@ -157,17 +169,36 @@ def _tensor(
     )
 
 
-def _unpack(words: NDArray[np.int32], span: slice) -> NDArray[np.uint8]:
-    """The columns `span` out of words [K, N/8], as rows: uint8 [columns of the span, K]."""
+def _lines(words: NDArray[np.int32], span: slice) -> tuple[NDArray[np.int32], slice]:
+    """Words that hold the columns `span`, [N/8 of them, K], and where the span lies in their columns."""
     first = span.start // PER_WORD
     lines = np.ascontiguousarray(words[:, first : -(-span.stop // PER_WORD)].T, dtype="<i4")
-    codes = np.empty((lines.shape[0], PER_WORD, lines.shape[1]), np.uint8)
-    for shift, columns in ((0, LOW_COLUMNS), (BITS, HIGH_COLUMNS)):
-        octets = ((lines >> shift) & 0x0F0F0F0F).view(np.uint8).reshape(*lines.shape, 4)
+    return lines, slice(span.start - first * PER_WORD, span.stop - first * PER_WORD)
+
+
+def _unpack(words: NDArray[np.int32], span: slice) -> NDArray[np.uint8]:
+    """The columns `span` out of words [K, N/8], as rows: uint8 [columns of the span, K]."""
+    lines, inside = _lines(words, span)
+    return _rows(lines & LOW_HALVES, (lines >> BITS) & LOW_HALVES)[inside]
+
+
+def _unpack_pairs(words: NDArray[np.int32], span: slice) -> NDArray[np.uint8]:
+    """The same, of each two codes along K the first in a byte's low half: [columns of the span, K/2]."""
+    lines, inside = _lines(words, span)
+    first, second = lines[:, 0::2], lines[:, 1::2]
+    low = (first & LOW_HALVES) | ((second & LOW_HALVES) << BITS)
+    high = ((first >> BITS) & LOW_HALVES) | (second & ~LOW_HALVES)
+    return _rows(low, high)[inside]
+
+
+def _rows(low: NDArray[np.int32], high: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """Bytes of the words of LOW_COLUMNS and HIGH_COLUMNS as rows, in the order of the columns."""
+    rows = np.empty((low.shape[0], PER_WORD, low.shape[1]), np.uint8)
+    for words, columns in ((low, LOW_COLUMNS), (high, HIGH_COLUMNS)):
+        octets = words.view(np.uint8).reshape(*words.shape, 4)
         for octet, column in enumerate(columns):
-            codes[:, column] = octets[..., octet]
-    skipped = first * PER_WORD
-    return codes.reshape(-1, lines.shape[1])[span.start - skipped : span.stop - skipped]
+            rows[:, column] = octets[..., octet]
+    return rows.reshape(low.shape[0] * PER_WORD, low.shape[1])
 
 
 def _fail(path: Path, problem: str) -> NoReturn:

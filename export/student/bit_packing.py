@@ -60,7 +60,7 @@ def _spread_3(octets: NDArray[np.uint8]) -> NDArray[np.uint8]:
     gap = -octets.shape[-1] % 3
     if gap:
         octets = np.concatenate([octets, np.zeros((*octets.shape[:-1], gap), np.uint8)], axis=-1)
-    triples = octets.reshape(*octets.shape[:-1], -1, 3)
+    triples = octets.reshape(*octets.shape[:-1], octets.shape[-1] // 3, 3)
     wide = triples[..., 2].astype("<u8")
     for index in (1, 0):
         wide <<= np.uint64(8)

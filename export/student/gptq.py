@@ -218,6 +218,10 @@ def _tensor(module: str, shape: tuple[int, int], parts: Parts, packing: _Packing
     def read_zeros(span: slice) -> NDArray[np.int16]:
         return _read_zeros(qzeros, packing, rows, row_span(span, rows))
 
+    def read_nibbles(span: slice) -> NDArray[np.uint8]:
+        words = qweight.read()[:, row_span(span, rows)]
+        return np.ascontiguousarray(words.T).view(np.uint8)
+
     layout = IntegerLayout(
         bits=bits,
         group_columns=group_size,
@@ -225,7 +229,15 @@ def _tensor(module: str, shape: tuple[int, int], parts: Parts, packing: _Packing
         in_order=order is None,
         scales_fit_f16=check_scales(module, scales),
     )
-    matrix = IntegerMatrix(shape, layout, order, read_codes, read_scales, read_zeros)
+    matrix = IntegerMatrix(
+        shape,
+        layout,
+        order,
+        read_codes,
+        read_scales,
+        read_zeros,
+        _nibbles=read_nibbles if bits == 4 and columns % 8 == 0 else None,
+    )
     return StudentTensor(
         name=f"{module}.weight",
         shape=shape,
