@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from edgekit import __version__
 from edgekit.bundle.manifest import SourceRecord
 from edgekit.errors import ExportError
+from edgekit.gguf_header import numbered
 from export.plan import ExportPlan
 from export.progress import Progress
 from export.quantize import quantize_gguf
@@ -66,8 +67,9 @@ def emit_gguf(
     target, own = directory / GGUF_NAME, student.facts.quantization
     if isinstance(student, GgufStudent):
         if plan.conversion == "keep":
-            _copy(student.path, target, progress)
-            return Emitted(GGUF_NAME, "copied")
+            copies = numbered(target, len(student.files))
+            _copy(student.files, copies, progress)
+            return Emitted(copies[0].name, "copied")
         quantize_gguf(
             student.path,
             target,
@@ -111,10 +113,11 @@ def _provenance(source: SourceRecord, quantization: str, conversion: str) -> dic
     return {key: value for key, value in values.items() if value}
 
 
-def _copy(source: Path, target: Path, progress: Progress) -> None:
-    done, total = 0, source.stat().st_size
-    with source.open("rb") as reader, target.open("wb") as writer:
-        while block := reader.read(_COPY_BYTES):
-            writer.write(block)
-            done += len(block)
-            progress("copying", done, total)
+def _copy(sources: Sequence[Path], targets: Sequence[Path], progress: Progress) -> None:
+    done, total = 0, sum(source.stat().st_size for source in sources)
+    for source, target in zip(sources, targets, strict=True):
+        with source.open("rb") as reader, target.open("wb") as writer:
+            while block := reader.read(_COPY_BYTES):
+                writer.write(block)
+                done += len(block)
+                progress("copying", done, total)

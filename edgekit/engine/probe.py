@@ -40,7 +40,7 @@ def probe_model(
     Costs the memory of a load until the child has ended, and leaves the file in the page cache.
 
     Args:
-        path: the file.
+        path: the file, or the first of a model's shards.
         settings: threads and GPU layers to try it with; None takes the CPU.
         stop: when set, the child is killed.
 

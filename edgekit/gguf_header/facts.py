@@ -7,6 +7,7 @@ from collections import Counter
 from edgekit.errors import ModelFileError
 from edgekit.facts import ModelFacts
 from edgekit.gguf_header.reader import GgufHeader
+from edgekit.gguf_header.shards import stem_without_shard
 from edgekit.gguf_header.tensor_types import FILE_TYPES, file_type_of
 from edgekit.gguf_header.validation import hyperparameters
 
@@ -27,7 +28,7 @@ def model_facts(header: GgufHeader, *, name: str | None = None) -> ModelFacts:
     tied = "output.weight" not in tensors
     weight_bytes = sum(tensor.size_bytes for tensor in header.tensors)
     return ModelFacts(
-        name=name or _text(header, "general.name") or header.path.stem,
+        name=name or _text(header, "general.name") or stem_without_shard(header.path),
         architecture=shape.architecture,
         parameters=sum(tensor.elements for tensor in header.tensors if not tensor.name.startswith("rope_")),
         weight_bytes=weight_bytes,

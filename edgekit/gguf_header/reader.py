@@ -1,4 +1,4 @@
-"""Reads a GGUF's header without trusting it.
+"""Reads the header of one GGUF file without trusting it.
 
 Nothing in the file is believed before it is checked: each length, count and offset is compared with what
 is left of the file, and with a limit far above any real model's, before it is used. The tensors' bytes
@@ -12,7 +12,7 @@ from __future__ import annotations
 import mmap
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, NoReturn
@@ -20,7 +20,7 @@ from typing import Final, NoReturn
 from edgekit.errors import ModelFileError
 from edgekit.gguf_header.tensor_types import TENSOR_TYPES
 
-__all__ = ["GgufHeader", "TensorInfo", "read_gguf_header"]
+__all__ = ["GgufHeader", "TensorInfo", "read_file_header"]
 
 MAGIC: Final = b"GGUF"
 VERSIONS: Final = (2, 3)
@@ -60,7 +60,7 @@ class TensorInfo:
     """Where one tensor lies.
 
     `shape` is in ggml's order: shape[0] is the length of a row, the fastest dimension. `offset` counts
-    bytes from the start of the file.
+    bytes from the start of the file at `path`.
     """
 
     name: str
@@ -68,6 +68,7 @@ class TensorInfo:
     type_name: str
     offset: int
     size_bytes: int
+    path: Path
 
     @property
     def elements(self) -> int:
@@ -83,6 +84,9 @@ class GgufHeader:
 
     `metadata` holds int, float, bool, str, or a tuple of one of these; `value_types` names each key's type
     as stored: "UINT32", "ARRAY[STRING]". `data_offset` counts bytes from the start of the file.
+
+    Of a model in several files, `path` is the first and `files` are all of them; version, metadata and
+    data_offset are those of the first, `tensors` those of all in the files' order, `alignment` is the least.
     """
 
     version: int
@@ -92,10 +96,11 @@ class GgufHeader:
     data_offset: int
     path: Path
     value_types: Mapping[str, str]
+    files: tuple[Path, ...]
 
 
-def read_gguf_header(path: Path) -> GgufHeader:
-    """Read and check the header of a GGUF file, version 2 or 3, little endian.
+def read_file_header(path: Path) -> GgufHeader:
+    """Read and check the header of one GGUF file, version 2 or 3, little endian, whether a shard or a model.
 
     Raises:
         ModelFileError: the file cannot be read, is not a GGUF, or contradicts itself. The message names
@@ -136,6 +141,7 @@ class _Reader:
             data_offset=data_offset,
             path=self.path,
             value_types=MappingProxyType(value_types),
+            files=(self.path,),
         )
 
     def _preamble(self) -> int:
@@ -258,7 +264,7 @@ class _Reader:
             )
         offset = self._unpack("Q", f"the offset of tensor '{name}'")
         size = elements // kind.block_length * kind.block_bytes
-        return TensorInfo(name=name, shape=shape, type_name=kind.name, offset=offset, size_bytes=size), start
+        return TensorInfo(name, shape, kind.name, offset, size, self.path), start
 
     def _placed(
         self, infos: list[tuple[TensorInfo, int]], data_offset: int, alignment: int
@@ -286,9 +292,7 @@ class _Reader:
                     hint="download or copy it again",
                 )
             expected = _padded(info.offset + info.size_bytes, alignment)
-            placed.append(
-                TensorInfo(info.name, info.shape, info.type_name, data_offset + info.offset, info.size_bytes)
-            )
+            placed.append(replace(info, offset=data_offset + info.offset))
         return tuple(placed)
 
     def _count(self, what: str, limit: int, *, least_bytes: int) -> int:

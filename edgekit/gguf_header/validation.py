@@ -48,11 +48,6 @@ def validate_model(header: GgufHeader) -> None:
     Raises:
         ModelFileError: what is wrong, with the metadata key or tensor.
     """
-    if header.metadata.get("split.count", 1) not in (0, 1):
-        raise ModelFileError(
-            f"{header.path}: one part of a model split into {header.metadata['split.count']} files",
-            hint="join the parts with llama-gguf-split --merge",
-        )
     if header.alignment < TENSOR_ALIGNMENT:
         _fail(header, f"general.alignment is {header.alignment}; llama.cpp needs {TENSOR_ALIGNMENT} or more")
     shape = hyperparameters(header)

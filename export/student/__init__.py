@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from edgekit.errors import MissingExtraError, ModelFileError, UsageError
+from edgekit.gguf_header import first_shard
 
 try:
     import numpy as np  # noqa: F401
@@ -20,9 +21,12 @@ __all__ = ["CheckpointStudent", "GgufStudent", "Student", "StudentTensor", "open
 
 
 def open_student(path: Path) -> GgufStudent | CheckpointStudent:
-    """Open a GGUF file, or a Hugging Face checkpoint directory of float safetensors.
+    """Open a GGUF, or a Hugging Face checkpoint directory of float safetensors.
 
     Weights are not read yet: they are memory-mapped, tensor by tensor.
+
+    Args:
+        path: a GGUF file, of a sharded model the first; or a directory that holds one model of either kind.
 
     Raises:
         UsageError: nothing is at `path`.
@@ -31,11 +35,11 @@ def open_student(path: Path) -> GgufStudent | CheckpointStudent:
     if path.is_dir():
         if (path / "config.json").is_file():
             return open_checkpoint(path)
-        models = sorted(path.glob("*.gguf"))
+        models = sorted({first_shard(file) for file in path.glob("*.gguf")})
         if len(models) == 1:
             return open_gguf(models[0])
         raise ModelFileError(
-            f"{path}: no checkpoint (config.json is missing) and {len(models)} .gguf files; one is needed"
+            f"{path}: no checkpoint (config.json is missing) and {len(models)} GGUF models; one is needed"
         )
     if path.is_file():
         return open_gguf(path)

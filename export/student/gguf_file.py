@@ -1,8 +1,9 @@
-"""A student that is a GGUF file already, of any quantization."""
+"""A student that is a GGUF already, of any quantization, in one file or several."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from edgekit.gguf_header import GgufHeader, TensorInfo, model_facts, read_gguf_h
 from export.cache import file_sha256
 from export.progress import Progress, silent
 from export.student.base import Array, StudentTensor
-from export.student.provenance import CHECKSUM, find_license_text, find_revision
+from export.student.provenance import CHECKSUM, files_sha256, find_license_text, find_revision
 
 try:
     import gguf
@@ -26,44 +27,70 @@ __all__ = ["GgufStudent", "open_gguf"]
 
 
 class GgufStudent:
-    """A GGUF file whose header has been read and checked. Its tensors carry llama.cpp's names."""
+    """A GGUF whose header has been read and checked. Its tensors carry llama.cpp's names.
+
+    `path` is its file, the first one where there are several; `files` are all of them, in order.
+    """
 
     def __init__(self, path: Path, header: GgufHeader) -> None:
         self.path = path
         self.header = header
+        self._mapped: dict[Path, Array] = {}
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self.header.files
 
     @cached_property
     def facts(self) -> ModelFacts:
         return model_facts(self.header)
-
-    @cached_property
-    def _data(self) -> Array:
-        return np.memmap(self.path, dtype=np.uint8, mode="r")
 
     def tensors(self) -> Iterator[StudentTensor]:
         for info in self.header.tensors:
             yield self._tensor(info)
 
     def source(self, progress: Progress = silent) -> SourceRecord:
-        total = self.path.stat().st_size
         version = self.header.metadata.get("general.version")
         return SourceRecord(
             name=self.path.name,
             kind="gguf",
-            sha256=file_sha256(self.path, lambda done: progress(CHECKSUM, done, total)),
+            sha256=self._sha256(progress),
             revision=find_revision(self.path) or (version if isinstance(version, str) else None),
             license=self.facts.license,
             base_model=self.facts.base_model,
         )
 
+    def sha256_of(self, sums: Sequence[str]) -> str:
+        """What `source` gives as the checksum if the files, in their order, have these hex sha256.
+
+        That of the only file; of several `files_sha256`.
+        """
+        if len(self.files) == 1:
+            return sums[0]
+        named = sorted((path.name, digest) for path, digest in zip(self.files, sums, strict=True))
+        lines = "".join(f"{digest}  {name}\n" for name, digest in named)
+        return hashlib.sha256(lines.encode()).hexdigest()
+
     def license_text(self) -> str | None:
         return find_license_text(self.path.parent)
+
+    def _sha256(self, progress: Progress) -> str:
+        if len(self.files) > 1:
+            return files_sha256(self.files, progress)
+        total = self.path.stat().st_size
+        return file_sha256(self.path, lambda done: progress(CHECKSUM, done, total))
+
+    def _data(self, path: Path) -> Array:
+        if path not in self._mapped:
+            self._mapped[path] = np.memmap(path, dtype=np.uint8, mode="r")
+        return self._mapped[path]
 
     def _tensor(self, info: TensorInfo) -> StudentTensor:
         shape = tuple(reversed(info.shape))
 
         def read(rows: slice) -> Array:
-            raw = self._data[info.offset : info.offset + info.size_bytes].reshape(*shape[:-1], -1)[rows]
+            data = self._data(info.path)[info.offset : info.offset + info.size_bytes]
+            raw = data.reshape(*shape[:-1], -1)[rows]
             floats = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}.get(info.type_name)
             if floats is not None:
                 return raw.view(np.dtype(floats))
@@ -76,10 +103,10 @@ class GgufStudent:
 
 
 def open_gguf(path: Path) -> GgufStudent:
-    """Open a GGUF file.
+    """Open a GGUF file, or the first of a model's shards with all the others.
 
     Raises:
-        ModelFileError: the file is damaged, or llama.cpp could not load it.
+        ModelFileError: a file is damaged or missing, or llama.cpp could not load it.
     """
     header = read_gguf_header(path)
     validate_model(header)

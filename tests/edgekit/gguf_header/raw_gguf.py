@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,19 @@ def _value(kind: str, value: Any) -> bytes:
 def _string(text: str | bytes) -> bytes:
     raw = text if isinstance(text, bytes) else text.encode()
     return struct.pack("<Q", len(raw)) + raw
+
+
+def split(model: RawGguf, *ends: int) -> list[RawGguf]:
+    """The model in several parts, as gguf-split writes them: `ends` are where all but the last part end."""
+    cuts = [0, *ends, len(model.tensors)]
+    parts = []
+    for number, (start, end) in enumerate(pairwise(cuts)):
+        part = RawGguf(dict(model.metadata) if number == 0 else {}, model.tensors[start:end])
+        part.set("split.no", "U16", number)
+        part.set("split.count", "U16", len(cuts) - 1)
+        part.set("split.tensors.count", "I32", len(model.tensors))
+        parts.append(part)
+    return parts
 
 
 def tiny_model(architecture: str = "llama") -> RawGguf:

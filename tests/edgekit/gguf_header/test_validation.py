@@ -158,7 +158,7 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     "add_bos of another type": (_set(T + "add_bos_token", "STR", "yes"), "STRING, not BOOL"),
     "name of another type": (_set("general.name", "ARR", ("STR", ["a"])), "general.name' is of type ARRAY"),
     "file type of another type": (_set("general.file_type", "STR", "Q4_1"), "file_type' is of type STRING"),
-    "part of a split": (_set("split.count", "U16", 3), "split into 3 files"),
+    "part of a split": (_set("split.count", "U16", 3), "part 1 of a model in 3 files, but its name"),
 }
 STRICTER: dict[str, tuple[Callable[[Any], Any], str]] = {
     # llama.cpp loads them, and computes or ends turns wrongly.
