@@ -40,8 +40,8 @@ _EXACT_ROWS: Final = 512
 
 @dataclass(frozen=True, slots=True)
 class Imatrix:
-    """Sums of squares by llama.cpp's tensor name ("blk.0.attn_q.weight"), float32 [columns], and the number
-    of tokens behind each. `datasets` names the texts; `chunk_tokens` is how long their pieces were at most."""
+    """Sums of squares by llama.cpp's tensor name ("blk.0.attn_q.weight"), float32 [columns], and the
+    number of tokens behind each. `datasets` names the texts; `chunk_tokens` is the length of their pieces."""
 
     sums: Mapping[str, NDArray[np.float32]]
     counts: Mapping[str, int]
@@ -132,9 +132,8 @@ def write_imatrix(imatrix: Imatrix, path: Path) -> None:
     Raises:
         ExportError: the file cannot be written. A part of it may be left.
     """
+    # No general.architecture, as in llama-imatrix's files: the writer leaves out what is empty.
     writer = gguf.GGUFWriter(path=None, arch="")
-    # The writer's constructor sets it; llama-imatrix's files have none.
-    del writer.kv_data[0]["general.architecture"]
     writer.add_type("imatrix")
     writer.add_array(gguf.Keys.IMatrix.DATASETS, list(imatrix.datasets) or ["unknown"])
     chunks = max(1, imatrix.tokens // max(1, imatrix.chunk_tokens))
