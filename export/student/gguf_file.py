@@ -90,11 +90,11 @@ class GgufStudent:
 
         def read(rows: slice) -> Array:
             data = self._data(info.path)[info.offset : info.offset + info.size_bytes]
-            raw = data.reshape(*shape[:-1], -1)[rows]
             floats = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}.get(info.type_name)
             if floats is not None:
-                return raw.view(np.dtype(floats))
-            values: Array = gguf.dequantize(raw, gguf.GGMLQuantizationType[info.type_name])
+                return data.view(np.dtype(floats)).reshape(shape)[rows]
+            packed = data.reshape(*shape[:-1], -1)[rows]
+            values: Array = gguf.dequantize(packed, gguf.GGMLQuantizationType[info.type_name])
             return values
 
         return StudentTensor(
