@@ -14,7 +14,9 @@ from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
-__all__ = ["DEFAULT_LIMITS", "ProofLimits", "ProofOverride", "limits_for"]
+from edgekit.profiles import ProofOverride
+
+__all__ = ["DEFAULT_LIMITS", "ProofLimits", "limits_for"]
 
 
 class ProofLimits(BaseModel):
@@ -29,17 +31,6 @@ class ProofLimits(BaseModel):
     """Least share of positions at which both find the same token likeliest."""
     perplexity_ratio: Annotated[float, Field(ge=1)]
     """The artifact's perplexity over the student's."""
-
-
-class ProofOverride(BaseModel):
-    """What a profile replaces of the limits of one quantization; None keeps the default."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    mean_kl: PositiveFloat | None = None
-    kl_p99: PositiveFloat | None = None
-    top1_agreement: Annotated[float, Field(ge=0, le=1)] | None = None
-    perplexity_ratio: Annotated[float, Field(ge=1)] | None = None
 
 
 def _limits(mean_kl: float, kl_p99: float, top1_agreement: float, perplexity_ratio: float) -> ProofLimits:
