@@ -15,7 +15,7 @@ from export.targets.onnx_graph import LAST_TOKEN
 
 try:
     import onnx
-    import onnxruntime
+    import onnxruntime  # type: ignore[import-untyped, unused-ignore]
 except ImportError as error:
     raise MissingExtraError("onnxruntime", extra="export", feature="running an ONNX model") from error
 

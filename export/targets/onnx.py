@@ -24,7 +24,7 @@ __all__ = ["MODEL_NAME", "WEIGHTS_NAME", "Precision", "write_onnx"]
 Precision = Literal["fp32", "int4", "fp16-int4"]
 MODEL_NAME: Final = "model.onnx"
 WEIGHTS_NAME: Final = "model.onnx.data"
-BLOCK_SIZE: Final = 32
+BLOCK_SIZE: Final = 128
 _LARGEST_LENGTH: Final = 1 << 31  # what a 32-bit reader of tokenizer_config.json takes
 
 
@@ -44,8 +44,9 @@ def write_onnx(
     Args:
         directory: exists.
         precision: "fp32" and "int4" for CPUs, "fp16-int4" for CUDA.
-        block_size: columns that share a scale where floats are quantized; a power of two from 16 to 256.
-        head_bits: 4 or 8, for a head of floats.
+        block_size: columns that share a scale where floats are quantized, at most; a power of two from 16 to
+            256. A matrix whose columns it does not divide gets the next smaller one that does.
+        head_bits: 4 or 8, for a head of floats. 8 is nearer to the student; 4 is faster.
         accuracy_level: MatMulNBits' on CPUs: 4 computes in int8, 1 in float32.
         context_tokens: positions that the graph knows; prompts and answers together fit in it.
 

@@ -36,6 +36,7 @@ __all__ = ["LAST_TOKEN", "GraphStyle", "build_graph"]
 LAST_TOKEN: Final = "/model/last_token/Gather"  # noqa: S105 (a node)
 _OPSETS: Final = (("", 21), ("com.microsoft", 1))
 _IR_VERSION: Final = 10
+_SHORT_BLOCK: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,8 +189,11 @@ class _Decoder:
         rotary = make_rotary(self._config)
 
         def fill(put: Put) -> None:
-            for name, table in zip(names, rotary.tables(positions), strict=True):
-                put(name, 0, table.astype(element))
+            for rows in row_chunks(*shape):
+                angles = np.outer(np.arange(rows.start, rows.stop, dtype=np.float32), rotary.frequencies)
+                for name, function in zip(names, (np.cos, np.sin), strict=True):
+                    table = function(angles) * np.float32(rotary.factor)
+                    put(name, rows.start * shape[1] * np.dtype(element).itemsize, table.astype(element))
 
         self._weights.fill_with(fill, 2 * positions * shape[1] * 4)
 
@@ -208,16 +212,18 @@ class _Decoder:
         self, embedding: StudentTensor, head: StudentTensor | None
     ) -> tuple[Callable[[str], None], str]:
         style = self._style
-        of_head = plan_blocks(head or embedding, bits=style.head_bits, block_size=style.block_size)
+        # Mistakes of the head reach the answer directly: short blocks where it has 4 bits.
+        block_size = style.block_size if style.head_bits == 8 else _SHORT_BLOCK
+        of_head = plan_blocks(head or embedding, bits=style.head_bits, block_size=block_size)
         names = self._packed_matrix("lm_head", [_Part(head or embedding, None, of_head)])
         rows, columns = embedding.shape
         padded = columns % of_head.block != 0
         if head is None and of_head.order is None and not padded and of_head.bits == style.embedding_bits:
             blocks, shared = of_head, names
         else:
-            blocks = plan_blocks(embedding, bits=style.embedding_bits, block_size=32)
+            blocks = plan_blocks(embedding, bits=style.embedding_bits, block_size=_SHORT_BLOCK)
             if blocks.order is not None or columns % blocks.block:
-                block = block_columns(columns, 32)
+                block = block_columns(columns, _SHORT_BLOCK)
                 blocks = Blocks(
                     bits=style.embedding_bits, block=block, has_zeros=False, order=None, exact=False
                 )
