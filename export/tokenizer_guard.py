@@ -94,9 +94,14 @@ def check_onnx_tokenizer(directory: Path, checkpoint: DecoderStudent) -> tuple[s
     def limitation(text: str, got: list[int], wanted: list[int]) -> str | None:
         if "\0" in text and got == reference.encode(text.partition("\0")[0]):
             return "onnxruntime-genai ends a text at a NUL character"
+        note = _normalizes_not("onnxruntime-genai", reference, text, got)
+        if note is not None or min(got, default=0) < 0 or reference.decode(got) != reference.decode(wanted):
+            return note
         if _differs_in_white_space_only(reference, got, wanted):
-            return "onnxruntime-genai splits some runs of newlines and spaces otherwise than tokenizer.json"
-        return _normalizes_not("onnxruntime-genai", reference, text, got)
+            return "onnxruntime-genai splits some runs of white space otherwise than tokenizer.json"
+        if any(not character.isascii() and character.isnumeric() for character in text):
+            return "onnxruntime-genai splits text at numerals such as \u00bd otherwise than tokenizer.json"
+        return None
 
     answer = _ask_runtime("onnxruntime-genai", directory, exam)
     notes += Judge("onnxruntime-genai", directory, exam, limitation).texts(answer)

@@ -233,8 +233,36 @@ def test_check_onnx_tokenizer__onnxruntime_genais_limits_are_noted(checkpoint: P
     _add_genai_config(directory)
     notes = check_onnx_tokenizer(directory, _open(checkpoint))
     assert all(note.startswith("onnxruntime-genai") for note in notes)
-    for limit in ("NUL", "does not normalize", "runs of newlines", "renders the chat template"):
+    for limit in ("NUL", "does not normalize", "runs of white space", "renders the chat template"):
         assert any(limit in note for note in notes), limit
+
+
+def test_check_onnx_tokenizer__onnxruntime_genais_numerals_are_noted(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    """As SmolLM2's tokenizer does it. The token is a space with the first byte of what follows it."""
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    steps = [{"type": "Digits", "individual_digits": True}, byte_level]
+    _change_tokenizer(
+        checkpoint, merges=(("\u0120", "\u00c2"),), pre_tokenizer={"type": "Sequence", "pretokenizers": steps}
+    )
+    directory = _onnx_directory(checkpoint, tmp_path / "onnx")
+    _add_genai_config(directory)
+    notes = check_onnx_tokenizer(directory, _open(checkpoint))
+    assert any("numerals such as \u00bd" in note for note in notes)
+
+
+def test_check_onnx_tokenizer__what_is_no_known_limit_of_genai_is_an_error(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    """By the decoder it takes a byte-level tokenizer for SentencePiece, and finds no tokens."""
+    replace = {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}
+    decoders = [{"type": "ByteFallback"}, {"type": "Fuse"}, replace]
+    _change_tokenizer(checkpoint, decoder={"type": "Sequence", "decoders": decoders})
+    directory = _onnx_directory(checkpoint, tmp_path / "onnx")
+    _add_genai_config(directory)
+    with pytest.raises(ExportError, match=r"onnxruntime-genai splits .* into \["):
+        check_onnx_tokenizer(directory, _open(checkpoint))
 
 
 def test_check_onnx_tokenizer__another_tokenizer_is_found(checkpoint: Path, tmp_path: Path) -> None:
