@@ -32,7 +32,7 @@ p { margin: .4rem 0; } .muted { color: var(--muted); }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } th { color: var(--muted); font-weight: 500; }
-svg { display: block; width: 100%; height: auto; overflow: visible; }
+svg { display: block; width: 100%; min-width: 34rem; height: auto; }
 svg text { fill: var(--muted); font: 12px system-ui, sans-serif; }
 svg .axis { stroke: var(--line); } svg .curve { fill: none; stroke: var(--ink); stroke-width: 2; }
 svg .bar, svg .dot { fill: var(--ink); } svg .limit { stroke: var(--bad); stroke-dasharray: 5 4; }
@@ -105,8 +105,9 @@ def _fact_list(facts: Sequence[tuple[str, str]]) -> str:
 
 def _figures(proof: Proof) -> str:
     limits = proof.limits
+    colours = {True: "good", False: "bad", None: ""}
     golden = "no answer" if proof.golden_agreement is None else f"{proof.golden_agreement:.1%}"
-    figures = [
+    figures: list[tuple[str, str, str, bool | None]] = [
         ("mean KL divergence", _number(proof.mean_kl), f"limit {limits.mean_kl:g} nats", _kl_ok(proof)),
         (
             "99 % of positions below",
@@ -127,10 +128,10 @@ def _figures(proof: Proof) -> str:
             f"{proof.student_perplexity:.3f}",
             proof.perplexity_ratio <= limits.perplexity_ratio,
         ),
-        ("answers' tokens the student agrees with", golden, "no limit", True),
+        ("answers' tokens the student agrees with", golden, "no limit", None),
     ]
     cells = "".join(
-        f'<div class="figure">{escape(name)}<b class="{"good" if ok else "bad"}">{escape(value)}</b>'
+        f'<div class="figure">{escape(name)}<b class="{colours[ok]}">{escape(value)}</b>'
         f'<span class="muted">{escape(note)}</span></div>'
         for name, value, note, ok in figures
     )
@@ -285,7 +286,8 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 def _svg(height: int, parts: Iterable[str], label: str) -> str:
     return (
-        f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
+        f'<div class="scroll"><svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(label)}">'
+        f"{''.join(parts)}</svg></div>"
     )
 
 
