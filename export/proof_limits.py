@@ -62,13 +62,12 @@ DEFAULT_LIMITS: Final = MappingProxyType(
         "Q6_K": _6_BIT,
         **dict.fromkeys(("Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0"), _5_BIT),
         **dict.fromkeys(("Q4_K_M", "Q4_K_S", "IQ4_NL", "IQ4_XS"), _4_BIT),
+        **dict.fromkeys(("Q4_0", "Q4_1", "INT4", "GPTQ", "AWQ", "NF4", "FP4", "MXFP4_MOE"), _4_BIT_ROUND),
+        **dict.fromkeys(("W4A16", "W4A8", "W4AFP8"), _4_BIT_ROUND),
         **dict.fromkeys(
-            ("Q4_0", "Q4_1", "INT4", "GPTQ", "AWQ", "W4A16", "NF4", "FP4", "MXFP4_MOE"), _4_BIT_ROUND
+            ("W3A16", "Q3_K_L", "Q3_K_M", "Q3_K_S", "IQ3_M", "IQ3_S", "IQ3_XS", "IQ3_XXS"), _3_BIT
         ),
-        **dict.fromkeys(
-            ("Q3_K_L", "Q3_K_M", "Q3_K_S", "IQ3_M", "IQ3_S", "IQ3_XS", "IQ3_XXS"), _3_BIT
-        ),
-        **dict.fromkeys(("Q2_K", "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "TQ2_0"), _2_BIT),
+        **dict.fromkeys(("W2A16", "Q2_K", "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "TQ2_0"), _2_BIT),
         **dict.fromkeys(("IQ1_M", "IQ1_S", "TQ1_0"), _1_BIT),
     }
 )  # fmt: skip

@@ -144,7 +144,7 @@ def _kl_ok(proof: Proof) -> bool:
 
 def _quantile_plot(proof: Proof) -> str:
     """Quantiles of the divergence, both axes logarithmic: the horizontal one in the share that lies above."""
-    height, left, bottom, top = 300, 60, 34, 14
+    height, left, bottom, top = 304, 60, 40, 16
     shares = [share for share in KL_QUANTILES if 0 < share < 1]
     values = [
         max(value, 1e-9)
@@ -182,7 +182,7 @@ def _quantile_plot(proof: Proof) -> str:
     points = [(x(share), y(value)) for share, value in zip(shares, values, strict=True)]
     parts.append(f'<polyline class="curve" points="{_points(points)}"/>')
     parts += [f'<circle class="dot" cx="{a:.1f}" cy="{b:.1f}" r="3"/>' for a, b in points]
-    parts.append(f'<text x="{left}" y="{height - 2}">share of positions</text>')
+    parts.append(f'<text x="{left}" y="{height - 6}">share of positions</text>')
     parts.append(f'<text x="0" y="{top - 3}">nats</text>')
     return _svg(height, parts, "Quantiles of the KL divergence")
 

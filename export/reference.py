@@ -175,14 +175,16 @@ class Reference:
             turned_keys = rotate(keys[:, part], cosines, sines)
             future = np.triu(np.full((length, length), -np.inf, np.float32), k=1)
             for head in range(config.kv_heads):
-                # The queries that share a key head, [shared, length, head_length], in one multiplication.
-                own = turned[head * shared : (head + 1) * shared]
-                scores = own @ turned_keys[head].T + future
+                # The queries that share a key head in one multiplication: few large ones are faster.
+                own = turned[head * shared : (head + 1) * shared].reshape(shared * length, -1)
+                scores = (own @ turned_keys[head].T).reshape(shared, length, length)
+                scores += future
                 scores -= scores.max(axis=-1, keepdims=True)
                 np.exp(scores, out=scores)
                 scores /= scores.sum(axis=-1, keepdims=True)
+                found = scores.reshape(shared * length, length) @ values[head, part]
                 columns = slice(head * shared * config.head_length, (head + 1) * shared * config.head_length)
-                mixed[part, columns] = (scores @ values[head, part]).swapaxes(0, 1).reshape(length, -1)
+                mixed[part, columns] = found.reshape(shared, length, -1).swapaxes(0, 1).reshape(length, -1)
         return self._matrix(mixed, f"{name}.o_proj", observe)
 
     def _by_head(self, rows: Floats, norm: str | None) -> Floats:
