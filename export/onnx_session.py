@@ -39,6 +39,7 @@ class OnnxDecoder:
         context_tokens: int = 4096,
         threads: int | None = None,
         all_positions: bool = True,
+        spinning: bool = False,
     ) -> None:
         """Open a directory that `write_onnx` wrote.
 
@@ -46,6 +47,8 @@ class OnnxDecoder:
             context_tokens: room in the KV cache; at most what the graph was exported for.
             threads: None takes one per core.
             all_positions: False runs the graph as it is.
+            spinning: whether idle threads keep their cores; faster on a machine with nothing else to do,
+                several times slower on a busy one.
 
         Raises:
             ModelFileError: a file is missing or malformed, or onnxruntime refuses the graph.
@@ -60,7 +63,7 @@ class OnnxDecoder:
             layers = decoder["num_hidden_layers"]
         except (KeyError, TypeError) as error:
             raise ModelFileError(f"{directory / 'genai_config.json'}: malformed: {error!r}") from error
-        self._session = _open_session(path, threads, all_positions)
+        self._session = _open_session(path, threads, all_positions, spinning)
         self._element = {"tensor(float)": np.float32, "tensor(float16)": np.float16}[
             next(item.type for item in self._session.get_outputs() if item.name == "logits")
         ]
@@ -115,7 +118,7 @@ class OnnxDecoder:
             binding.bind_ortvalue_output(f"present.{name}", values)
         self._session.run_with_iobinding(binding)
         self._past = total
-        logits: NDArray[np.float32] = binding.copy_outputs_to_cpu()[0][0].astype(np.float32, copy=False)
+        logits: NDArray[np.float32] = binding.get_outputs()[0].numpy()[0].astype(np.float32, copy=False)
         return logits
 
 
@@ -129,9 +132,12 @@ def _read_settings(path: Path) -> dict[str, Any]:
     return value
 
 
-def _open_session(path: Path, threads: int | None, all_positions: bool) -> onnxruntime.InferenceSession:
+def _open_session(
+    path: Path, threads: int | None, all_positions: bool, spinning: bool
+) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     if threads is not None:
         options.intra_op_num_threads = threads
     try:

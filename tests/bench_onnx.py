@@ -74,7 +74,9 @@ def genai_runner(directory: Path, threads: int | None) -> Callable[[list[int], T
 
 
 def plain_runner(directory: Path, threads: int | None) -> Callable[[list[int], Times], None]:
-    decoder = OnnxDecoder(directory, context_tokens=CONTEXT_TOKENS, threads=threads, all_positions=False)
+    decoder = OnnxDecoder(
+        directory, context_tokens=CONTEXT_TOKENS, threads=threads, all_positions=False, spinning=True
+    )
 
     def run(tokens: list[int], times: Times) -> None:
         decoder.reset()

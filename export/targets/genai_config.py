@@ -24,11 +24,13 @@ _SAMPLING: Final = {
 
 
 def make_genai_config(
-    student: DecoderStudent, *, model_file: str, context_tokens: int, cuda: bool
+    student: DecoderStudent, *, model_file: str, context_tokens: int, cuda: bool, threads: int | None
 ) -> dict[str, Any]:
     """The content of genai_config.json.
 
-    Sampling settings come from the student's generation_config.json where there is one.
+    Sampling settings come from the student's generation_config.json where there is one. `threads` None leaves
+    their number to onnxruntime-genai, which takes half of the logical cores: right for hyperthreads, half a
+    machine without.
     """
     config, generation = student.config, _generation_config(student.path)
     special = student.tokenizer.special.ids
@@ -43,6 +45,7 @@ def make_genai_config(
                 "session_options": {
                     "log_id": "onnxruntime-genai",
                     "provider_options": [cuda_options] if cuda else [],
+                    **({} if threads is None else {"intra_op_num_threads": threads}),
                 },
                 "filename": model_file,
                 "head_size": config.head_length,

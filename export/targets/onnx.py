@@ -37,6 +37,7 @@ def write_onnx(
     head_bits: int = 4,
     accuracy_level: int = 4,
     context_tokens: int,
+    threads: int | None = None,
     progress: Progress = silent,
 ) -> None:
     """Write model.onnx, model.onnx.data, genai_config.json and the tokenizer's files.
@@ -49,6 +50,7 @@ def write_onnx(
         head_bits: 4 or 8, for a head of floats. 8 is nearer to the student; 4 is faster.
         accuracy_level: MatMulNBits' on CPUs: 4 computes in int8, 1 in float32.
         context_tokens: positions that the graph knows; prompts and answers together fit in it.
+        threads: that onnxruntime-genai computes with; None: half of the logical cores, its own choice.
 
     Raises:
         UsageError: an argument makes no sense.
@@ -63,6 +65,8 @@ def write_onnx(
         raise UsageError(f"head_bits is {head_bits}; MatMulNBits takes 4 or 8")
     if context_tokens < 1:
         raise UsageError(f"context_tokens is {context_tokens}; a context holds at least one")
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads is {threads}; it takes at least one")
     cuda = precision == "fp16-int4"
     style = GraphStyle(
         element="float16" if cuda else "float32",
@@ -76,7 +80,9 @@ def write_onnx(
     )
     weights = WeightFile(WEIGHTS_NAME)
     model = build_graph(student, style, context_tokens=context_tokens, weights=weights)
-    settings = make_genai_config(student, model_file=MODEL_NAME, context_tokens=context_tokens, cuda=cuda)
+    settings = make_genai_config(
+        student, model_file=MODEL_NAME, context_tokens=context_tokens, cuda=cuda, threads=threads
+    )
     files = {
         MODEL_NAME: model.SerializeToString(),
         "genai_config.json": _json(settings),

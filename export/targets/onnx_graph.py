@@ -4,8 +4,9 @@ Inputs and outputs carry the names that onnxruntime-genai expects: input_ids, at
 past_key_values.N.key/value in, logits and present.N.key/value out. Operators of the domain com.microsoft:
 onnxruntime, docs/ContribOperators.md.
 
-`logits` are those of the last token only: with long prompts the head is a quarter of a small model's work.
-`LAST_TOKEN` is the node that leaves the others out; without it the head sees all.
+`logits` are those of each sequence's last token only: with long prompts the head is a quarter of a small
+model's work. `LAST_TOKEN` begins the names of the nodes that leave the others out; without them the head sees
+all.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from export.targets.onnx_weights import (
 
 __all__ = ["LAST_TOKEN", "GraphStyle", "build_graph"]
 
-LAST_TOKEN: Final = "/model/last_token/Gather"  # noqa: S105 (a node)
+LAST_TOKEN: Final = "/model/last_token/GatherND"  # noqa: S105 (a node)
 _OPSETS: Final = (("", 21), ("com.microsoft", 1))
 _IR_VERSION: Final = 10
 _SHORT_BLOCK: Final = 32
@@ -176,11 +177,24 @@ class _Decoder:
         self._last_positions = self._node(
             "Cast", "/model/mask/last_positions", [last], to=onnx.TensorProto.INT32
         )
+        self._add_last_rows(last)
         shape = self._node("Shape", "/model/mask/Shape", ["attention_mask"])
         length = self._node("Gather", "/model/mask/Gather", [shape, self._integers(1)], axis=0)
         self._total_length = self._node(
             "Cast", "/model/mask/total_length", [length], to=onnx.TensorProto.INT32
         )
+
+    def _add_last_rows(self, last: str) -> None:
+        """Where each sequence's last token is in this run, [batch, 1, 1]: shorter prompts of a batch end in
+        padding. The mask's length tells nothing, onnxruntime-genai may give it room to grow."""
+        path = "/model/last_token"
+        longest = self._node("ReduceMax", f"{path}/ReduceMax", [last], keepdims=1)
+        padding = self._node("Sub", f"{path}/Sub", [last, longest])
+        length = self._node("Shape", f"{path}/Shape", ["input_ids"], start=1, end=2)
+        end = self._node("Sub", f"{path}/Sub_1", [length, self._integers([1])])
+        row = self._node("Add", f"{path}/Add", [end, padding])
+        row = self._node("Max", f"{path}/Max", [row, self._integers([0])])
+        self._last_rows = self._node("Unsqueeze", f"{path}/Unsqueeze", [row, self._integers([1, 2])])
 
     def _add_rotary_tables(self) -> None:
         positions, element = self._context, self._style.element
@@ -285,7 +299,7 @@ class _Decoder:
         return residual, down
 
     def _add_last_token(self, name: str, value: str) -> str:
-        return self._node("Gather", name, [value, self._integers([-1])], axis=1)
+        return self._node("GatherND", name, [value, self._last_rows], batch_dims=1)
 
     def _add_gate(self, path: str, name: str, value: str) -> str:
         gate, up = self._add_linear(

@@ -153,6 +153,29 @@ def test_write_onnx__genai_decodes_the_same_tokens(
     assert _genai_tokens(directory, tokens, 20) == _greedy(OnnxDecoder(directory), tokens, 20)
 
 
+def test_write_onnx__genai_decodes_prompts_of_different_lengths_at_once(
+    variant: Variant, tmp_path: Path
+) -> None:
+    import onnxruntime_genai
+
+    directory = _written(variant("qwen2"), tmp_path / "onnx", precision="fp32")
+    prompts = [reference.prompt(17), reference.prompt(9)[::-1]]
+    model = onnxruntime_genai.Model(str(directory))
+    params = onnxruntime_genai.GeneratorParams(model)
+    params.set_search_options(max_length=30, do_sample=False, batch_size=2)
+    generator = onnxruntime_genai.Generator(model, params)
+    padded = [[*prompt, *[260] * (17 - len(prompt))] for prompt in prompts]
+    generator.append_tokens(np.array(padded, np.int32))
+    found: list[list[int]] = []
+    for _ in range(4):
+        generator.generate_next_token()
+        found.append([int(token) for token in generator.get_next_tokens()])
+    decoder = OnnxDecoder(directory)
+    for row, prompt in enumerate(prompts):
+        decoder.reset()
+        assert [tokens[row] for tokens in found] == _greedy(decoder, prompt, 4)
+
+
 def test_write_onnx__real_student_decodes_the_same_in_genai(student: Path, tmp_path: Path) -> None:
     gguf = open_student(student)
     assert isinstance(gguf, GgufStudent)
@@ -184,11 +207,12 @@ def test_write_onnx__tied_head_is_stored_once(variant: Variant, tmp_path: Path) 
 
 def test_write_onnx__tokenizer_and_template_are_the_students(variant: Variant, tmp_path: Path) -> None:
     student = variant("qwen2")
-    directory = _written(student, tmp_path / "onnx", precision="int4")
+    directory = _written(student, tmp_path / "onnx", precision="int4", threads=3)
     for name, content in student.tokenizer_files().items():
         assert (directory / name).read_bytes() == content
     settings = json.loads((directory / "genai_config.json").read_text(encoding="utf-8"))
     assert settings["model"]["type"] == "qwen2"
+    assert settings["model"]["decoder"]["session_options"]["intra_op_num_threads"] == 3
     assert settings["model"]["eos_token_id"][0] == 260
     assert settings["model"]["context_length"] == settings["search"]["max_length"] == 128
 
@@ -238,6 +262,7 @@ def test_write_onnx__full_disk_is_an_export_error(variant: Variant, tmp_path: Pa
         ({"block_size": 512}, "block_size is 512"),
         ({"head_bits": 6}, "head_bits is 6"),
         ({"context_tokens": 0}, "context_tokens is 0"),
+        ({"threads": 0}, "threads is 0"),
     ],
 )
 def test_write_onnx__senseless_arguments_are_refused(
