@@ -39,6 +39,7 @@ __all__ = [
     "KvType",
     "Memory",
     "Power",
+    "ProofOverride",
     "Runtime",
     "ServeSettings",
     "load_profile",
@@ -225,6 +226,21 @@ def _quantization(name: str) -> str:
     return name
 
 
+class ProofOverride(_Section):
+    """How far an export in one quantization may be from its student; None keeps the exporter's own limit.
+
+    Divergences are KL(student || artifact) of the next token's distribution, in nats.
+    """
+
+    mean_kl: PositiveFloat | None = None
+    kl_p99: PositiveFloat | None = None
+    """99th percentile over positions."""
+    top1_agreement: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Least share of positions at which both find the same token likeliest."""
+    perplexity_ratio: Annotated[float, Field(ge=1)] | None = None
+    """The artifact's perplexity over the student's."""
+
+
 class DeviceProfile(_Section):
     """One kind of device."""
 
@@ -242,6 +258,8 @@ class DeviceProfile(_Section):
     build: Build
     serve: ServeSettings
     power: Power | None
+    proof: dict[Annotated[str, AfterValidator(_quantization)], ProofOverride] = Field(default_factory=dict)
+    """By quantization."""
 
     def resolved(
         self,

@@ -1,11 +1,14 @@
 """The user's cache: what takes long to fetch or build and can be had again.
 
 $XDG_CACHE_HOME/edgekit (or ~/.cache/edgekit)
-├── sdist/      the released source of llama-cpp-python
-├── wheels/     one directory per build: the wheel and what was built (record.json)
-├── tools/      one directory per build: llama-bench, llama-server, llama-quantize
-├── logs/       output of the latest builds
-└── students/   sample students
+├── sdist/        the released source of llama-cpp-python
+├── wheels/       one directory per build: the wheel and what was built (record.json)
+├── tools/        one directory per build: llama-bench, llama-server, llama-quantize
+├── logs/         output of the latest builds
+├── students/     sample students
+├── calibration/  what students answered
+├── imatrix/      which of their columns mattered
+└── venvs/        environments of tools that edgekit runs, such as optimum
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from edgekit import __version__
 from edgekit.bundle.manifest import SourceRecord
 from edgekit.errors import ExportError
 from edgekit.gguf_header import numbered
+from edgekit.profiles import DeviceProfile
 from export.plan import ExportPlan
 from export.progress import Progress
 from export.quantize import quantize_gguf
@@ -22,7 +23,10 @@ from export.student import GgufStudent
 from export.student.base import DecoderStudent
 from export.targets.gguf import write_gguf
 
-__all__ = ["GGUF_NAME", "Emitted", "emit_gguf", "refuse_small_disk"]
+if TYPE_CHECKING:
+    from export.targets.onnx import Precision
+
+__all__ = ["GGUF_NAME", "Emitted", "emit_gguf", "emit_onnx", "refuse_small_disk"]
 
 GGUF_NAME: Final = "model.gguf"
 SHARD_BYTES: Final = 16 << 30
@@ -98,6 +102,36 @@ def emit_gguf(
         progress=progress,
     )
     return Emitted(files[0].name, conversion)
+
+
+def emit_onnx(
+    student: DecoderStudent, plan: ExportPlan, profile: DeviceProfile, directory: Path, *, progress: Progress
+) -> Emitted:
+    """Write the ONNX model of a plan into `directory`.
+
+    Raises:
+        ExportError, ModelFileError: see `write_onnx`.
+    """
+    from export.targets.onnx import MODEL_NAME, write_onnx
+
+    precision: Precision = "fp32"
+    if plan.quantization != "F32":
+        precision = "int4" if profile.accelerator is None else "fp16-int4"
+    write_onnx(
+        student,
+        directory,
+        precision=precision,
+        context_tokens=plan.serve.context_tokens,
+        progress=progress,
+    )
+    own = student.facts.quantization
+    conversion = {
+        "convert": f"converted from {own}",
+        "repack": f"repacked from {own}",
+        "dequantize": f"dequantized from {own} and quantized",
+        "requantize": f"requantized from {own}",
+    }.get(plan.conversion, f"quantized from {own}")
+    return Emitted(MODEL_NAME, conversion)
 
 
 def _provenance(source: SourceRecord, quantization: str, conversion: str) -> dict[str, str]:

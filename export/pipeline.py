@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,26 +23,26 @@ from edgekit.bundle.manifest import (
     release_number,
 )
 from edgekit.bundle.signing import SecretKey
-from edgekit.engine.chat_template import ChatTemplate, ChatTemplateError
-from edgekit.engine.probe import probe_model
-from edgekit.errors import ExportError, ModelFileError, UsageError
+from edgekit.errors import ExportError, UsageError
 from edgekit.facts import ModelFacts
 from edgekit.forecast import forecast
-from edgekit.gguf_header import GgufHeader, model_facts, read_gguf_header, validate_model
 from edgekit.profiles import DeviceProfile, Format, profile_sha256
-from export.emit import emit_gguf, refuse_small_disk
+from export.calibration_step import CalibrationChoice, importance_of
+from export.emit import Emitted, emit_gguf, emit_onnx, refuse_small_disk
 from export.new_directory import directory_that_appears_at, refuse_existing
 from export.plan import ExportPlan, make_plan
 from export.progress import Progress, silent
+from export.proving import prove_export, refuse_misses, write_records
 from export.quantize import require_llama_cpp
-from export.student import CheckpointStudent, GgufStudent, open_student
+from export.student import CheckpointStudent, DecoderStudent, GgufStudent, as_checkpoint, open_student
 from export.student.provenance import checkpoint_name
 from export.tensor_plan import tensor_facts
+from export.trial import try_gguf, try_onnx
 
 __all__ = ["export_bundle"]
 
 LICENSE_NAME: Final = "LICENSE"
-_TOOLS: Final = ("gguf", "llama-cpp-python", "numpy")
+_TOOLS: Final = ("gguf", "llama-cpp-python", "numpy", "onnx", "onnxruntime", "tokenizers")
 
 
 def export_bundle(
@@ -49,9 +50,11 @@ def export_bundle(
     profile: DeviceProfile,
     out: Path,
     *,
+    adapter: Path | None = None,
     secret_key: SecretKey | None = None,
     quantization: str | None = None,
     format: Format | None = None,  # noqa: A002 (the word that profiles and manifests use)
+    calibration: CalibrationChoice | None = None,
     name: str | None = None,
     release: int | None = None,
     allow_loss: bool = False,
@@ -62,19 +65,21 @@ def export_bundle(
     """Export a student for a device into the new directory `out`.
 
     The bundle is written to a temporary directory beside `out`, tried by loading it in a child process,
-    sealed, synced to disk and renamed. If anything fails, nothing is left.
+    proven against the student, sealed, synced to disk and renamed. If anything fails, nothing is left.
 
     Args:
-        model: a GGUF file, or the directory of a checkpoint.
+        model: a GGUF file, or the directory of a checkpoint, or of an adapter that names its base.
+        adapter: the directory of a LoRA to merge into `model`.
         secret_key: signs the bundle; None leaves it unsigned.
         quantization, format: override the plan's choice.
+        calibration: what an importance matrix for the quantizer is computed on; None: there is none.
         name: what the model is called when served; None takes the student's name.
         release: None takes the time.
-        allow_loss: permit quantizing weights that were quantized before.
+        allow_loss: permit quantizing weights that were quantized before, and a proof that misses its limits.
         memory_mib: the device's memory where the profile leaves it open.
 
     Raises:
-        ExportError: `out` exists, the disk is full, or the result does not load.
+        ExportError: `out` exists, the disk is full, the result does not load or is too far from the student.
         PlanError: the model does not fit the device.
         ModelFileError: the student is damaged or of an unknown kind.
         UsageError: the name or the release is none that a manifest takes.
@@ -86,55 +91,117 @@ def export_bundle(
         _refuse_invalid(name=name)
     _refuse_invalid(release=release)
     require_llama_cpp("trying the exported model")
-    student = open_student(model)
+    student = open_student(model, adapter=adapter)
+    device = profile.resolved(memory_mib=memory_mib)
     plan = make_plan(
         student.facts,
-        profile.resolved(memory_mib=memory_mib),
+        device,
         tensors=() if isinstance(student, GgufStudent) else tensor_facts(student.tensors()),
+        importance=calibration is not None,
         quantization=quantization,
         format=format,
     )
-    if plan.format != "gguf":
+    if plan.format == "vllm":
         raise ExportError(
             f"profile {profile.name} wants a bundle for {plan.runtime}, which this edgekit cannot write yet",
-            hint="what can be written is GGUF, e.g. with --profile host; `edgekit plan` shows the rest",
+            hint="what can be written is GGUF and ONNX, e.g. with --profile host",
         )
     _refuse_loss(plan, student.facts, allow_loss)
     name = name or _served_name(student)
     with directory_that_appears_at(out) as directory:
         refuse_small_disk(directory, plan)
         source = student.source(progress)
-        emitted = emit_gguf(student, plan, directory, source, importance=None, progress=progress)
+        made = _make(student, plan, profile, directory, source, calibration, name, progress, allow_loss)
         if (text := student.license_text()) is not None:
             (directory / LICENSE_NAME).write_text(text, encoding="utf-8")
-        progress("trying the model", 0, 1)
-        facts, warnings = _tried(directory / emitted.entry, name)
-        progress("trying the model", 1, 1)
         fields = ManifestFields(
-            name=facts.name,
+            name=made.facts.name,
             release=release,
             created_utc=format_utc(now),
             runtime=plan.runtime,
             format=plan.format,
-            entry=emitted.entry,
-            model=facts,
+            entry=made.emitted.entry,
+            model=made.facts,
             profile=ProfileRef(name=profile.name, sha256=profile_sha256(profile)),
             plan=PlanRecord(
                 quantization=plan.quantization,
-                conversion=emitted.conversion,
+                conversion=made.emitted.conversion,
                 serve=plan.serve,
-                forecast=forecast(facts, profile.resolved(memory_mib=memory_mib), plan.serve),
-                notes=(*plan.notes, *warnings),
+                forecast=forecast(made.facts, device, plan.serve),
+                notes=(*plan.notes, *made.notes),
             ),
             source=source,
             tools=_tool_versions(),
+            proof=made.proof,
         )
         sealed = seal(
             directory, fields, secret_key, progress=lambda done, total: progress("sealing", done, total)
         )
-        if emitted.conversion == "copied":
+        if made.emitted.conversion == "copied":
             _check_copy(sealed, source)
     return Bundle(out, sealed.manifest, sealed.digest, sealed.signed_by)
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What was written and tried."""
+
+    emitted: Emitted
+    facts: ModelFacts
+    notes: tuple[str, ...]
+    proof: dict[str, Any] | None
+
+
+def _make(
+    student: GgufStudent | CheckpointStudent,
+    plan: ExportPlan,
+    profile: DeviceProfile,
+    directory: Path,
+    source: SourceRecord,
+    calibration: CalibrationChoice | None,
+    name: str,
+    progress: Progress,
+    allow_loss: bool,
+) -> _Made:
+    """Write the model, try it, prove it."""
+    if isinstance(student, GgufStudent) and plan.conversion == "keep":
+        emitted = emit_gguf(student, plan, directory, source, importance=None, progress=progress)
+        facts, notes = _tried(plan, directory, emitted, name, None, progress)
+        return _Made(emitted, facts, notes, None)
+    checkpoint: DecoderStudent = as_checkpoint(student) if isinstance(student, GgufStudent) else student
+    importance = None
+    if calibration is not None and any(step in plan.conversion for step in ("quantize", "repack")):
+        importance = importance_of(student, checkpoint, calibration, source, directory, progress)
+    if plan.format == "onnx":
+        emitted = emit_onnx(checkpoint, plan, profile, directory, progress=progress)
+    else:
+        emitted = emit_gguf(student, plan, directory, source, importance=importance, progress=progress)
+    own = None if isinstance(student, GgufStudent) and plan.format == "gguf" else checkpoint
+    facts, notes = _tried(plan, directory, emitted, name, own, progress)
+    proof = prove_export(
+        checkpoint, plan, profile, directory, emitted, importance=importance, progress=progress
+    )
+    refuse_misses(proof, allow_loss=allow_loss)
+    write_records(proof, name, directory)
+    return _Made(emitted, facts, (*notes, *proof.misses), proof.model_dump(mode="json", exclude={"golden"}))
+
+
+def _tried(
+    plan: ExportPlan,
+    directory: Path,
+    emitted: Emitted,
+    name: str,
+    checkpoint: DecoderStudent | None,
+    progress: Progress,
+) -> tuple[ModelFacts, tuple[str, ...]]:
+    progress("trying the model", 0, 1)
+    if plan.format == "onnx":
+        assert checkpoint is not None
+        tried = try_onnx(directory, plan.facts, name, checkpoint)
+    else:
+        tried = try_gguf(directory / emitted.entry, name, checkpoint)
+    progress("trying the model", 1, 1)
+    return tried
 
 
 def _refuse_invalid(**fields: Any) -> None:
@@ -166,40 +233,6 @@ def _check_copy(sealed: Bundle, source: SourceRecord) -> None:
         raise ExportError(
             f"{source.name} changed while it was copied", hint="export it again once nothing writes to it"
         )
-
-
-def _tried(path: Path, name: str) -> tuple[ModelFacts, tuple[str, ...]]:
-    """Load what was written, as a device will, and say what it is, and what its users should know."""
-    header = read_gguf_header(path)
-    validate_model(header)
-    warnings = _chat_tried(header)
-    probe_model(path)
-    return model_facts(header, name=name), warnings
-
-
-def _chat_tried(header: GgufHeader) -> tuple[str, ...]:
-    source = header.metadata.get("tokenizer.chat_template")
-    if not isinstance(source, str) or not source:
-        return ("the model has no chat template: it completes texts and answers no chats",)
-    try:
-        template = ChatTemplate(
-            source, bos_token=_token(header, "bos_token_id"), eos_token=_token(header, "eos_token_id")
-        )
-        template.render([{"role": "user", "content": "Hello"}])
-    except (ModelFileError, ChatTemplateError) as error:
-        raise ModelFileError(
-            f"no chat is possible with this model: {error.message}",
-            hint="correct the template in the student: chat_template.jinja, or tokenizer_config.json",
-        ) from error
-    return ()
-
-
-def _token(header: GgufHeader, key: str) -> str:
-    """Text of a special token; empty where the model has none."""
-    tokens, number = header.metadata["tokenizer.ggml.tokens"], header.metadata.get(f"tokenizer.ggml.{key}")
-    if isinstance(tokens, tuple) and isinstance(number, int) and 0 <= number < len(tokens):
-        return str(tokens[number])
-    return ""
 
 
 def _served_name(student: GgufStudent | CheckpointStudent) -> str:

@@ -18,6 +18,9 @@ __all__ = ["Conversion", "ExportPlan", "make_plan"]
 LEAST_CONTEXT_TOKENS: Final = 1024
 """Below this no R1 student finishes a thought: plans do not go there by themselves."""
 
+_KV_BLOCK: Final = 32
+"""Values that a block of a q8_0 or q4_0 KV cache holds."""
+
 _RUNTIMES: Final[dict[Format, Runtime]] = {"gguf": "llama.cpp", "onnx": "onnxruntime", "vllm": "vllm"}
 """What can be planned, and what runs it."""
 
@@ -142,12 +145,20 @@ def _settings(facts: ModelFacts, serve: ServeSettings) -> Iterator[tuple[ServeSe
         changes = (f"context {trained} instead of {serve.context_tokens}: the model was trained for no more",)
         cells = None if serve.kv_cells is None else min(serve.kv_cells, trained * serve.slots)
         serve = serve.model_copy(update={"context_tokens": trained, "kv_cells": cells})
+    if facts.head_length % _KV_BLOCK and serve.kv_type in ("q8_0", "q4_0"):
+        changes = (
+            *changes,
+            f"KV cache in f16: {serve.kv_type} stores {_KV_BLOCK} values together, and a head has "
+            f"{facts.head_length}",
+        )
+        serve = serve.model_copy(update={"kv_type": "f16"})
     yield serve, changes
     if serve.kv_cells is not None and serve.kv_cells > serve.context_tokens:
         changes = (*changes, f"KV cache of {serve.context_tokens} tokens instead of {serve.kv_cells}, to fit")
         serve = serve.model_copy(update={"kv_cells": None})
         yield serve, changes
-    if serve.kv_type in ("f16", "bf16", "f32") and serve.flash_attention is not False:
+    quantizable = facts.head_length % _KV_BLOCK == 0 and serve.flash_attention is not False
+    if serve.kv_type in ("f16", "bf16", "f32") and quantizable:
         changes = (*changes, f"KV cache in q8_0 instead of {serve.kv_type}, to fit")
         serve = serve.model_copy(update={"kv_type": "q8_0"})
         yield serve, changes

@@ -12,6 +12,7 @@ from edgekit.cli.json_output import json_document
 if TYPE_CHECKING:
     from edgekit.bundle.bundle import Bundle
     from edgekit.bundle.signing import SecretKey
+    from export.calibration_step import CalibrationChoice
 
 __all__ = ["export"]
 
@@ -22,11 +23,21 @@ def export(
     ],
     profile: Annotated[str, typer.Option(metavar="P", help="Device profile: its name, or a YAML file.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Directory to make; must not exist.")],
+    adapter: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A LoRA to merge into MODEL's weights.")
+    ] = None,
     quantization: Annotated[
         str | None, typer.Option(metavar="Q", help="E.g. Q4_K_M; otherwise the profile's first that fits.")
     ] = None,
     export_format: Annotated[
-        str | None, typer.Option("--format", metavar="F", help="gguf; otherwise the profile's first.")
+        str | None, typer.Option("--format", metavar="F", help="gguf or onnx; otherwise the profile's first.")
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Weigh columns by an importance matrix: of a text file, or 'own' for MODEL's own answers.",
+        ),
     ] = None,
     sign_key: Annotated[
         Path | None, typer.Option(metavar="K", help="Secret key from `edgekit keygen`; signs the bundle.")
@@ -39,11 +50,14 @@ def export(
         int | None, typer.Option(metavar="N", help="Number that grows with every release; default: the time.")
     ] = None,
     allow_loss: Annotated[
-        bool, typer.Option("--allow-loss", help="Permit quantizing what was quantized before.")
+        bool,
+        typer.Option(
+            "--allow-loss", help="Permit quantizing what was quantized before, and a proof that fails."
+        ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Export MODEL for a device into a bundle: planned, quantized, tried, hashed and signed."""
+    """Export MODEL for a device into a bundle: planned, quantized, tried, proven, hashed and signed."""
     from edgekit.profiles import load_profile
     from export.cli.interrupt import interrupt_on_sigterm
     from export.cli.plan import known_format, memory_mib_for
@@ -57,9 +71,11 @@ def export(
             model,
             device,
             out,
+            adapter=adapter,
             secret_key=_secret_key(sign_key, password_file),
             quantization=quantization,
             format=known_format(export_format),
+            calibration=_calibration(calibration),
             name=name,
             release=release,
             allow_loss=allow_loss,
@@ -79,6 +95,14 @@ def _secret_key(path: Path | None, password_file: Path | None) -> SecretKey | No
     return load_secret_key(path, None if password_file is None else read_password(password_file))
 
 
+def _calibration(choice: str | None) -> CalibrationChoice | None:
+    if choice is None:
+        return None
+    from export.calibration_step import CalibrationChoice
+
+    return CalibrationChoice(None if choice == "own" else Path(choice))
+
+
 def _facts(bundle: Bundle) -> dict[str, Any]:
     manifest = bundle.manifest
     return {
@@ -92,6 +116,7 @@ def _facts(bundle: Bundle) -> dict[str, Any]:
         "signed_by": bundle.signed_by,
         "plan": manifest.plan.model_dump(mode="json"),
         "model": manifest.model.model_dump(mode="json"),
+        "proof": manifest.proof,
     }
 
 
@@ -103,6 +128,7 @@ def _report(bundle: Bundle) -> None:
         f"{manifest.plan.conversion}"
     )
     typer.echo(f"device    {manifest.profile.name}: {_needs(bundle)}")
+    typer.echo(f"proof     {_proof(bundle)}")
     for note in manifest.plan.notes:
         typer.echo(f"note      {note}")
     if bundle.signed_by is not None:
@@ -126,3 +152,16 @@ def _needs(bundle: Bundle) -> str:
         f"context {plan.serve.context_tokens}, {plan.serve.slots} streams, "
         f"{plan.forecast.total_bytes / 2**20:.0f} MiB{expected}"
     )
+
+
+def _proof(bundle: Bundle) -> str:
+    proof = bundle.manifest.proof
+    if proof is None:
+        return "the student's own file, bit for bit"
+    text = (
+        f"KL divergence {proof['mean_kl']:.4f} nats (99 %: {proof['kl_p99']:.3f}), same first choice "
+        f"{proof['top1_agreement']:.1%}, perplexity x {proof['perplexity_ratio']:.3f}"
+    )
+    if exact := proof.get("exact"):
+        text += f"; {exact['exact']} of {exact['tensors']} moved tensors bit for bit"
+    return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,23 +23,29 @@ def plan(
         Path, typer.Argument(metavar="MODEL", help="A .gguf file, or a checkpoint's directory.")
     ],
     profile: Annotated[str, typer.Option(metavar="P", help="Device profile: its name, or a YAML file.")],
+    adapter: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A LoRA to merge into MODEL's weights.")
+    ] = None,
     quantization: Annotated[str | None, typer.Option(metavar="Q", help="Plan for this one only.")] = None,
     export_format: Annotated[
-        str | None, typer.Option("--format", metavar="F", help="gguf or vllm; otherwise the profile's first.")
+        str | None,
+        typer.Option("--format", metavar="F", help="gguf, onnx or vllm; otherwise the profile's first."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Show format, quantization, memory and speed of MODEL on a device. Writes nothing."""
     from edgekit.profiles import load_profile
     from export.plan import make_plan
-    from export.student import open_student
+    from export.student import GgufStudent, open_student
+    from export.tensor_plan import tensor_facts
 
     with json_document(as_json) as document:
         device = load_profile(profile)
-        facts = open_student(model).facts
+        student = open_student(model, adapter=adapter)
         made = make_plan(
-            facts,
+            student.facts,
             device.resolved(memory_mib=memory_mib_for(device)),
+            tensors=() if isinstance(student, GgufStudent) else tensor_facts(student.tensors()),
             quantization=quantization,
             format=known_format(export_format),
         )
@@ -82,6 +89,7 @@ def _document(made: ExportPlan, profile: DeviceProfile) -> dict[str, Any]:
         "serve": made.serve.model_dump(mode="json"),
         "forecast": made.forecast.model_dump(mode="json"),
         "notes": list(made.notes),
+        "tensors": [asdict(item) for item in made.tensors],
     }
 
 

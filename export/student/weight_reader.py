@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol, cast
 
 from edgekit.errors import ModelFileError
 from export.student.base import StudentTensor
+from export.student.config import read_json
 from export.student.safetensors_file import StoredTensor
 
 __all__ = ["FLOAT_STORAGE", "Parts", "WeightReader", "float_tensor", "open_weight_reader"]
@@ -61,6 +62,11 @@ def open_weight_reader(path: Path, config: Mapping[str, Any]) -> WeightReader | 
         ModelFileError: the method, or a setting of it, is not known.
     """
     settings = config.get("quantization_config")
+    beside = path.with_name("quantize_config.json")
+    if not settings and beside.is_file():
+        # AutoGPTQ before transformers knew of it; AWQ has its `zero_point` there, GPTQ none.
+        settings, path = read_json(beside), beside
+        settings = {"quant_method": "awq" if "zero_point" in settings else "gptq", **settings}
     if not settings:
         return None
     method = settings.get("quant_method") if isinstance(settings, dict) else None

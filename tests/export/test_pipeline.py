@@ -75,7 +75,13 @@ def test_export_bundle__checkpoint_becomes_a_model_that_decodes(
     assert bundle.manifest.model.quantization == quantization
     conversion = "converted from safetensors, BF16" if quantization == "BF16" else "quantized from BF16"
     assert bundle.manifest.plan.conversion == conversion
-    assert _left_in(tmp_path / "out") == ["LICENSE", "manifest.json", "model.gguf"]
+    assert _left_in(tmp_path / "out") == [
+        "LICENSE",
+        "golden.json",
+        "manifest.json",
+        "model.gguf",
+        "proof.html",
+    ]
     verify_bundle(tmp_path / "out", None)
 
 

@@ -160,7 +160,12 @@ def small_tokenizer() -> dict[str, Any]:
     return {
         "version": "1.0",
         "added_tokens": [
-            {"id": len(texts) + index, "content": text, "special": "think" not in text, "normalized": False}
+            {
+                "id": len(texts) + index,
+                "content": text,
+                "special": "think" not in text,
+                **{flag: False for flag in ("single_word", "lstrip", "rstrip", "normalized")},
+            }
             for index, text in enumerate(added)
         ],
         "normalizer": {"type": "NFC"},
@@ -177,10 +182,19 @@ def small_tokenizer() -> dict[str, Any]:
                 {"SpecialToken": {"id": added[3], "type_id": 0}},
                 {"Sequence": {"id": "A", "type_id": 0}},
             ],
-            "pair": [],
+            "pair": [
+                {"SpecialToken": {"id": added[3], "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+                {"Sequence": {"id": "B", "type_id": 0}},
+            ],
             "special_tokens": {added[3]: begin},
         },
-        "decoder": {"type": "ByteLevel"},
+        "decoder": {
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "trim_offsets": False,
+            "use_regex": False,
+        },
         "model": {
             "type": "BPE",
             "vocab": {text: index for index, text in enumerate(texts)},
