@@ -187,7 +187,7 @@ def _answers(student: DecoderStudent, model: Path, tokens: int, progress: Progre
     each = min(SEQUENCE_TOKENS, max(_LEAST_TOKENS, tokens // len(prompts)))
     sequences: list[tuple[int, ...]] = []
     progress(_LABEL, 0, len(prompts))
-    with LlamaSession(model, cells=max(1024, 2 * SEQUENCE_TOKENS * _TOGETHER)) as session:
+    with LlamaSession(model, cells=_TOGETHER * (SEQUENCE_TOKENS + _LEAST_TOKENS)) as session:
         for start in range(0, len(prompts), _TOGETHER):
             wave = prompts[start : start + _TOGETHER]
             longest = max(map(len, wave))

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from edgekit.engine.base import Sampling
 from edgekit.engine.llama import LlamaRunner
-from edgekit.engine.runner import Slice
-from edgekit.errors import EdgekitError
+from edgekit.engine.runner import CacheFullError, Slice
+from edgekit.errors import EdgekitError, EngineError
 from edgekit.profiles import ServeSettings
 
 OUTPUT_ROWS: Final = 64
@@ -111,7 +111,11 @@ def main(arguments: list[str]) -> int:
         for line in sys.stdin:
             try:
                 _answer(runner, json.loads(line), out)
+            except CacheFullError:
+                runner.clear()
+                _say_error(out, EngineError(f"the tokens do not fit a KV cache of {runner.kv_cells}"))
             except EdgekitError as error:
+                runner.clear()
                 _say_error(out, error)
         runner.close()
     return 0
