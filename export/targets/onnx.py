@@ -47,7 +47,7 @@ def write_onnx(
         precision: "fp32" and "int4" for CPUs, "fp16-int4" for CUDA.
         block_size: columns that share a scale where floats are quantized, at most; a power of two from 16 to
             256. A matrix whose columns it does not divide gets the next smaller one that does.
-        head_bits: 4 or 8, for a head of floats. 8 is nearer to the student; 4 is faster.
+        head_bits: 4 or 8, for an embedding and a head of floats. 8 is nearer to the student; 4 is faster.
         accuracy_level: MatMulNBits' on CPUs: 4 computes in int8, 1 in float32.
         context_tokens: positions that the graph knows; prompts and answers together fit in it.
         threads: that onnxruntime-genai computes with; None: half of the logical cores, its own choice.
@@ -55,7 +55,8 @@ def write_onnx(
     Raises:
         UsageError: an argument makes no sense.
         ModelFileError: a weight is NaN or infinite.
-        ExportError: a file cannot be written, or a scale does not fit float16. Parts may be left.
+        ExportError: a file cannot be written, a scale does not fit float16, or the embedding's rows are no
+            multiple of 16. Parts may be left.
     """
     if block_size & (block_size - 1) or not SMALLEST_BLOCK <= block_size <= LARGEST_BLOCK:
         raise UsageError(
@@ -73,7 +74,6 @@ def write_onnx(
         quantized=precision != "fp32",
         block_size=block_size,
         head_bits=head_bits,
-        embedding_bits=8,
         # CUDA's kernels have one accuracy.
         accuracy_level=0 if cuda else accuracy_level,
         fused_bias=not cuda,

@@ -12,20 +12,20 @@ all.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from edgekit.errors import ExportError
 from export.rotary import make_rotary
 from export.student.base import DecoderStudent, StudentTensor
 from export.student.config import CheckpointConfig
 from export.targets.onnx_data import ELEMENT_TYPES, Put, WeightFile
 from export.targets.onnx_weights import (
     Blocks,
-    block_columns,
     checked_float32,
     plan_blocks,
     put_packed,
@@ -51,8 +51,7 @@ class GraphStyle:
     block_size: int
     """Columns that share a scale, where floats are quantized."""
     head_bits: int
-    embedding_bits: int
-    """Where the embedding is not the head: 8 bits cost no time, a row is looked up."""
+    """Of the head and of the embedding, which are one matrix in many models."""
     accuracy_level: int
     """MatMulNBits': 4 computes in int8, 1 in float32."""
     fused_bias: bool
@@ -225,26 +224,30 @@ class _Decoder:
     def _add_packed_embedding(
         self, embedding: StudentTensor, head: StudentTensor | None
     ) -> tuple[Callable[[str], None], str]:
-        style = self._style
+        bits = self._style.head_bits
         # Mistakes of the head reach the answer directly: short blocks where it has 4 bits.
-        block_size = style.block_size if style.head_bits == 8 else _SHORT_BLOCK
-        of_head = plan_blocks(head or embedding, bits=style.head_bits, block_size=block_size)
-        names = self._packed_matrix("lm_head", [_Part(head or embedding, None, of_head)])
+        block_size = self._style.block_size if bits == 8 else _SHORT_BLOCK
+        matrix = embedding if head is None else head
+        of_head = plan_blocks(matrix, bits=bits, block_size=block_size)
+        names = self._packed_matrix("lm_head", [_Part(matrix, None, of_head)])
         rows, columns = embedding.shape
-        padded = columns % of_head.block != 0
-        if head is None and of_head.order is None and not padded and of_head.bits == style.embedding_bits:
-            blocks, shared = of_head, names
-        else:
-            blocks = plan_blocks(embedding, bits=style.embedding_bits, block_size=_SHORT_BLOCK)
-            if blocks.order is not None or columns % blocks.block:
-                block = block_columns(columns, _SHORT_BLOCK)
-                blocks = Blocks(
-                    bits=style.embedding_bits, block=block, has_zeros=False, order=None, exact=False
+        blocks = of_head if head is None else plan_blocks(embedding, bits=bits, block_size=block_size)
+        if blocks.order is not None or columns % blocks.block:
+            # Rows are looked up as they lie: nothing may be reordered, nothing padded.
+            blocks = plan_blocks(replace(embedding, integers=None), bits=bits, block_size=block_size)
+            if columns % blocks.block:
+                raise ExportError(
+                    f"the embedding has {columns} columns, which is no multiple of {blocks.block}: "
+                    "onnxruntime cannot look up quantized rows of this length",
+                    hint="export as fp32",
                 )
-            shared = self._packed_matrix("model.embed_tokens", [_Part(embedding, None, blocks)])
-        table = self._weights.alias(
-            "model.embed_tokens.rows", "uint8", (rows, columns * blocks.bits // 8), of=shared[0]
-        )
+        if head is None and blocks is of_head:
+            flat = (rows, columns * blocks.bits // 8)
+            table = self._weights.alias("model.embed_tokens.qweight", "uint8", flat, of=names[0])
+            shared = names
+        else:
+            shared = self._packed_matrix("model.embed_tokens", [_Part(embedding, None, blocks)], flat=True)
+            table = shared[0]
         inputs = [table, "input_ids", *shared[1:]]
         embedded = self._node(
             "GatherBlockQuantized",
@@ -257,9 +260,7 @@ class _Decoder:
         )
 
         def add_head(value: str) -> None:
-            self._add_packed_product(
-                "/lm_head/MatMul", value, names, of_head, (head or embedding).shape, "logits"
-            )
+            self._add_packed_product("/lm_head/MatMul", value, names, of_head, matrix.shape, "logits")
 
         return add_head, embedded
 
@@ -407,20 +408,22 @@ class _Decoder:
     def _add_float_product(self, name: str, value: str, matrix: str, output: str) -> None:
         self._node("FusedMatMul", name, [value, matrix], [output], transB=1)
 
-    def _packed_matrix(self, stem: str, parts: Sequence[_Part]) -> tuple[str, ...]:
-        """Reserves B, scales and, where a part has them, zero points."""
+    def _packed_matrix(self, stem: str, parts: Sequence[_Part], *, flat: bool = False) -> tuple[str, ...]:
+        """Reserves B, scales and, where a part has them, zero points. `flat`: B as rows, not as blocks."""
         blocks = [part.blocks for part in parts if part.blocks is not None]
         has_zeros = any(item.has_zeros for item in blocks)
         rows, columns = sum(part.tensor.shape[0] for part in parts), parts[0].tensor.shape[1]
         packed, scales, zeros = blocks[0].shapes(rows, columns)
+        shape = (rows, packed[1] * packed[2]) if flat else packed
         names = [
-            self._weights.reserve(f"{stem}.qweight", "uint8", packed),
+            self._weights.reserve(f"{stem}.qweight", "uint8", shape),
             self._weights.reserve(f"{stem}.scales", self._style.element, scales),
         ]
         if has_zeros:
             names.append(self._weights.reserve(f"{stem}.zero_points", "uint8", zeros))
         tensors = [
-            (part.tensor, _with_zeros(item, has_zeros)) for part, item in zip(parts, blocks, strict=True)
+            (part.tensor, replace(item, has_zeros=has_zeros))
+            for part, item in zip(parts, blocks, strict=True)
         ]
         element = self._style.element
 
@@ -470,9 +473,3 @@ _MICROSOFT: Final = frozenset(
         "SkipSimplifiedLayerNormalization",
     }
 )
-
-
-def _with_zeros(blocks: Blocks, has_zeros: bool) -> Blocks:
-    return Blocks(
-        bits=blocks.bits, block=blocks.block, has_zeros=has_zeros, order=blocks.order, exact=blocks.exact
-    )

@@ -191,18 +191,32 @@ def test_write_onnx__real_student_decodes_the_same_in_genai(student: Path, tmp_p
     assert _greedy(decoder, tokens, len(answer)) == answer
 
 
-def test_write_onnx__tied_head_is_stored_once(variant: Variant, tmp_path: Path) -> None:
-    # 272 rows of 64: as float32 69,632 bytes, in 8 bits with a scale for each 64 or less at most 20,000.
-    for settings, copies in (({"precision": "fp32"}, 1), ({"precision": "int4", "head_bits": 8}, 1)):
-        directory = _written(variant("qwen2"), tmp_path / settings["precision"], **settings)
-        model = onnx.load(directory / "model.onnx", load_external_data=False)
-        rows = [tensor for tensor in model.graph.initializer if tensor.dims and tensor.dims[0] == 272]
-        places = {
-            next(entry.value for entry in tensor.external_data if entry.key == "offset")
-            for tensor in rows
-            if len(tensor.dims) == 3 or tensor.dims[1] >= 64
-        }
-        assert len(places) == copies, [tensor.name for tensor in rows]
+@pytest.mark.parametrize(
+    "settings", [{"precision": "fp32"}, {"precision": "int4"}, {"head_bits": 8}], ids=str
+)
+@pytest.mark.parametrize(("name", "copies"), [("qwen2", 1), ("llama3-rope", 2)])
+def test_write_onnx__tied_head_is_stored_once(
+    name: str, copies: int, settings: dict[str, Any], variant: Variant, tmp_path: Path
+) -> None:
+    directory = _written(variant(name), tmp_path / "onnx", **{"precision": "int4", **settings})
+    model = onnx.load(directory / "model.onnx", load_external_data=False)
+    tables = [
+        tensor
+        for tensor in model.graph.initializer
+        if tensor.dims[:1] == [272] and not tensor.name.endswith("scales")
+    ]
+    places = {entry.value for table in tables for entry in table.external_data if entry.key == "offset"}
+    assert len(places) == copies, [table.name for table in tables]
+
+
+def test_write_onnx__rows_that_cannot_be_looked_up_are_refused(tiny: ModuleType, tmp_path: Path) -> None:
+    tokens = {"vocab_size": 272, "bos_token_id": 263, "eos_token_id": 260}
+    config = tiny.make_config("R1-Tiny-Llama-1M", hidden_size=72, **tokens)
+    path = tiny.write_checkpoint(tmp_path / "odd", config, tokenizer=tiny.small_tokenizer())
+    with pytest.raises(ExportError, match="72 columns"):
+        _written(_open(path), tmp_path / "int4", precision="int4")
+    directory = _written(_open(path), tmp_path / "fp32", precision="fp32")
+    assert OnnxDecoder(directory).logits([1, 2, 3]).shape == (3, 272)
 
 
 def test_write_onnx__tokenizer_and_template_are_the_students(variant: Variant, tmp_path: Path) -> None:
