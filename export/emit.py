@@ -121,6 +121,8 @@ def emit_onnx(
         student,
         directory,
         precision=precision,
+        # What the student's own quantizer left alone keeps 8 bits.
+        head_bits=8 if plan.conversion == "repack" else 4,
         context_tokens=plan.serve.context_tokens,
         progress=progress,
     )

@@ -88,12 +88,17 @@ def tensor_facts(tensors: Iterable[StudentTensor]) -> tuple[TensorFacts, ...]:
 
 
 def repack_quantization(tensors: Sequence[TensorFacts]) -> str | None:
-    """The file type in which most of a student's integer matrices can stay as they are; None: none can."""
-    found = Counter[str]()
+    """The file type in which a student's integer matrices can stay as they are.
+
+    None: it has none, or fewer than half of its packed weights could stay.
+    """
+    found, packed = Counter[str](), 0
     for tensor in tensors:
+        if tensor.storage not in FLOAT_TYPES:
+            packed += prod(tensor.shape)
         if options := _repackings(tensor):
             found[options[0].type_name] += prod(tensor.shape)
-    if not found:
+    if 2 * found.total() < packed or not found:
         return None
     name = found.most_common(1)[0][0]
     return _FILE_TYPE_OF_REPACKED.get(name, name)
