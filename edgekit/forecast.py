@@ -2,7 +2,8 @@
 
 Memory is exact where llama.cpp's arithmetic is known: weights, KV cache, and the compute buffers of dense
 decoder models, whose formula was fitted to the sizes that llama.cpp itself logs ("compute buffer size").
-Speed is a roofline: decoding is limited by reading memory, prefilling by arithmetic.
+Speed is a roofline: decoding is limited by reading memory, prefilling by arithmetic. What was measured and
+published beside it is in device_profiles/FORECASTS.md.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt
 
 from edgekit.facts import ModelFacts
-from edgekit.profiles import DeviceProfile, ServeSettings
+from edgekit.profiles import DeviceProfile, Runtime, ServeSettings
+from edgekit.weight_buffers import HeldWeights, estimate_weights
 
-__all__ = ["Forecast", "compute_bytes", "forecast", "kv_bytes", "runtime_bytes"]
+__all__ = ["Forecast", "compute_bytes", "copies_bytes", "forecast", "kv_bytes", "runtime_bytes"]
 
 MIB: Final = 1024 * 1024
 
@@ -24,14 +26,24 @@ KV_BYTES_PER_ELEMENT: Final = MappingProxyType(
 )
 """ggml-common.h: a block of q8_0 holds 32 values in 34 bytes, one of q4_0 holds 32 in 18."""
 
-PROCESS_BYTES: Final = 64 * MIB
-"""Python, llama.cpp's library, web server and MQTT client.
+PROCESS_BYTES: Final = 84 * MIB
+"""Python, the libraries, the web server, and what requests leave behind.
 
-Measured on x86-64 with Python 3.11 and llama-cpp-python 0.3.36: resident memory after one decode, less the
-model's mapping, KV cache, compute buffers and vocabulary, was 49 MiB; the rest is room for requests.
+Measured on x86-64 with Python 3.11 and llama-cpp-python 0.3.36 (tests/forecast_memory.py): 61 MiB with the
+server's modules imported, 66 with llama.cpp's library; 84 after eight streams were served, besides weights,
+KV cache, compute buffers and vocabulary. The same with 1, 8 and 32 streams, and with telemetry.
 """
-VOCABULARY_BYTES_PER_TOKEN: Final = 400
-"""llama.cpp's tables of one token. Measured: 17 MiB for the 49,152 tokens of SmolLM2."""
+VOCABULARY_BYTES_PER_TOKEN: Final = 290
+"""llama.cpp's tables of one token and its merge. Measured: 13 MiB for the 49,152 tokens of SmolLM2, 42 MiB
+for the 151,936 of R1's Qwen distills."""
+
+_UNKNOWN_ISA: Final = frozenset({"i8mm"})
+"""Copies all types that any CPU copies, and lets none grow."""
+
+ONNX_PROCESS_BYTES: Final = 120 * MIB
+"""As PROCESS_BYTES, with onnxruntime's library and its tokenizer in place of llama.cpp's."""
+ONNX_COPIES_OF_KV: Final = 2
+"""onnxruntime's attention writes the cache anew at each step: while it does, the old one is there as well."""
 
 
 class Forecast(BaseModel):
@@ -40,13 +52,18 @@ class Forecast(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     weights_bytes: NonNegativeInt
+    """As stored."""
+    copies_bytes: NonNegativeInt = 0
+    """What the weights take in memory beyond that: an embedding that is held twice, and layouts that are
+    larger than the file's. See `edgekit.weight_buffers`."""
     kv_bytes: NonNegativeInt
     compute_bytes: NonNegativeInt
     """Activations and logits: llama.cpp's compute and output buffers."""
     runtime_bytes: NonNegativeInt
     """The serving process besides the above."""
     total_bytes: NonNegativeInt
-    """The sum of the above."""
+    """The sum of the above: what must stay in memory. The kernel may count more as resident, pages of the
+    model's file that it mapped along with those that were asked for; it takes them back when it must."""
     available_bytes: NonNegativeInt | None
     """The device's memory less its reserve."""
     shortfall_bytes: NonNegativeInt | None
@@ -100,15 +117,36 @@ def compute_bytes(facts: ModelFacts, serve: ServeSettings) -> int:
     return round(4 * (ubatch * floats + serve.slots * facts.vocabulary))
 
 
-def runtime_bytes(facts: ModelFacts) -> int:
+def runtime_bytes(facts: ModelFacts, runtime: Runtime = "llama.cpp") -> int:
     """Bytes of the serving process besides weights, KV cache and compute buffers."""
-    return PROCESS_BYTES + VOCABULARY_BYTES_PER_TOKEN * facts.vocabulary
+    process = ONNX_PROCESS_BYTES if runtime == "onnxruntime" else PROCESS_BYTES
+    return process + VOCABULARY_BYTES_PER_TOKEN * facts.vocabulary
 
 
-def forecast(facts: ModelFacts, profile: DeviceProfile, serve: ServeSettings) -> Forecast:
+def copies_bytes(
+    facts: ModelFacts, profile: DeviceProfile, serve: ServeSettings, *, held: HeldWeights | None = None
+) -> int:
+    """Bytes that the weights take in memory beyond their size in the file.
+
+    By the extensions in the profile's `cpu.isa`; where that is None, an embedding that is the output as well
+    counts twice and nothing else, which is right for most builds. Only llama.cpp rearranges weights beside a
+    mapped file; onnxruntime frees what it has rearranged, vLLM loads what it computes from.
+    """
+    if profile.runtime != "llama.cpp":
+        return 0
+    if held is None:
+        on_gpu = profile.accelerator is not None and serve.gpu_layers > facts.layers
+        isa = _UNKNOWN_ISA if profile.cpu.isa is None else frozenset(profile.cpu.isa)
+        held = estimate_weights(facts, isa, on_gpu=on_gpu)
+    return max(0, held.total_bytes - facts.weight_bytes)
+
+
+def forecast(
+    facts: ModelFacts, profile: DeviceProfile, serve: ServeSettings, *, held: HeldWeights | None = None
+) -> Forecast:
     """Memory and speed of a model on a device, as it would be served.
 
-    Memory: weights + KV cache + compute buffers + process, against total less reserve.
+    Memory: weights and their copies + KV cache + compute buffers + process, against total less reserve.
 
     Decode: 1 / (bytes read per token / sustained bandwidth + fixed cost of a step), where a token reads the
     weights once (`bytes_per_token`) and the keys and values of half a context. The profile's sustained
@@ -116,15 +154,20 @@ def forecast(facts: ModelFacts, profile: DeviceProfile, serve: ServeSettings) ->
 
     Prefill: attained arithmetic speed / (2 x parameters), a multiplication and an addition per weight
     (Kaplan et al. 2020, arXiv:2001.08361, section 2.1; the context-dependent part is left out).
+
+    Args:
+        held: what the weights take in memory, if the tensors are known; None estimates it from the facts.
     """
-    kv = kv_bytes(facts, serve)
+    copies = copies_bytes(facts, profile, serve, held=held)
+    kv = kv_bytes(facts, serve) * (ONNX_COPIES_OF_KV if profile.runtime == "onnxruntime" else 1)
     compute = compute_bytes(facts, serve)
-    runtime = runtime_bytes(facts)
-    total = facts.weight_bytes + kv + compute + runtime
+    runtime = runtime_bytes(facts, profile.runtime)
+    total = facts.weight_bytes + copies + kv + compute + runtime
     available = profile.memory.usable_bytes
     shortfall = None if available is None else max(0, total - available)
     return Forecast(
         weights_bytes=facts.weight_bytes,
+        copies_bytes=copies,
         kv_bytes=kv,
         compute_bytes=compute,
         runtime_bytes=runtime,

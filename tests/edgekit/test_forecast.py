@@ -11,6 +11,7 @@ from edgekit.facts import ModelFacts
 from edgekit.forecast import Forecast, compute_bytes, forecast, kv_bytes, runtime_bytes
 from edgekit.gguf_header import model_facts, read_gguf_header
 from edgekit.profiles import DeviceProfile, KvType, Memory, ServeSettings, load_profile
+from edgekit.weight_buffers import HeldWeights
 
 MIB = 1024 * 1024
 
@@ -170,8 +171,35 @@ def test_forecast__total_is_the_sum_of_its_parts() -> None:
 
     assert made.weights_bytes == R1_7B.weight_bytes
     assert made.runtime_bytes == runtime_bytes(R1_7B)
-    assert made.total_bytes == (made.weights_bytes + made.kv_bytes + made.compute_bytes + made.runtime_bytes)
+    assert made.total_bytes == (
+        made.weights_bytes + made.copies_bytes + made.kv_bytes + made.compute_bytes + made.runtime_bytes
+    )
     assert made.available_bytes == (8048 - 1024) * MIB
+
+
+def test_forecast__embedding_that_is_the_output_too_is_held_twice_where_kernels_rearrange_it() -> None:
+    profile = load_profile("raspberry-pi-5-8gb")
+    tied = R1_7B.model_copy(update={"tied_embeddings": True})
+    other = profile.model_copy(update={"cpu": profile.cpu.model_copy(update={"isa": ("sse3",)})})
+
+    assert forecast(R1_7B, profile, profile.serve).copies_bytes == 0
+    assert forecast(tied, profile, profile.serve).copies_bytes == 152_064 * 3584 * 210 // 256
+    assert forecast(tied, other, profile.serve).copies_bytes == 0
+
+
+def test_forecast__weights_that_are_known_are_not_estimated() -> None:
+    profile = load_profile("raspberry-pi-5-8gb")
+    held = HeldWeights(mapped_bytes=R1_7B.weight_bytes, copied_bytes=5)
+
+    assert forecast(R1_7B, profile, profile.serve, held=held).copies_bytes == 5
+
+
+def test_forecast__onnxruntime_holds_two_caches_for_a_step_and_no_copies() -> None:
+    profile = load_profile("raspberry-pi-5-8gb").model_copy(update={"runtime": "onnxruntime"})
+    made = forecast(R1_7B, profile, profile.serve)
+
+    assert made.kv_bytes == 2 * kv_bytes(R1_7B, profile.serve)
+    assert (made.copies_bytes, made.runtime_bytes) == (0, runtime_bytes(R1_7B, "onnxruntime"))
 
 
 def test_forecast__shortfall_is_what_is_missing() -> None:
