@@ -303,9 +303,17 @@ class _Decoder:
         return self._node("GatherND", name, [value, self._last_rows], batch_dims=1)
 
     def _add_gate(self, path: str, name: str, value: str) -> str:
-        gate, up = self._add_linear(
-            f"{path}/mlp/gate_up", value, [f"{name}.mlp.gate_proj", f"{name}.mlp.up_proj"]
-        )
+        modules = [f"{name}.mlp.gate_proj", f"{name}.mlp.up_proj"]
+        blocks = self._part(modules[0]).blocks
+        if blocks is not None and blocks.order is not None:
+            # Together they need their input reordered once.
+            gate, up = self._add_linear(f"{path}/mlp/gate_up_proj", value, modules)
+        else:
+            # Taking one product apart costs more than the second product.
+            gate, up = (
+                self._add_linear(f"{path}/mlp/{module.rpartition('.')[2]}", value, [module])[0]
+                for module in modules
+            )
         # x · sigmoid(x). onnxruntime fuses the pair into one kernel where it has one.
         sigmoid = self._node("Sigmoid", f"{path}/mlp/Sigmoid", [gate])
         activated = self._node("Mul", f"{path}/mlp/Silu", [gate, sigmoid])

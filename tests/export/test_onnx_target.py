@@ -403,7 +403,8 @@ def _named(node: str, matrix: np.ndarray, student: CheckpointStudent) -> Iterato
     names = {
         "qkv_proj": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
         "o_proj": ["self_attn.o_proj"],
-        "gate_up": ["mlp.gate_proj", "mlp.up_proj"],
+        "gate_proj": ["mlp.gate_proj"],
+        "up_proj": ["mlp.up_proj"],
         "down_proj": ["mlp.down_proj"],
     }[projection]
     assert names[0].startswith("mlp") == (block == "mlp")
