@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -71,7 +71,7 @@ def calibration_tokens(
     student: DecoderStudent,
     *,
     text: Path | None = None,
-    model: Path | None = None,
+    model: Path | Callable[[], Path] | None = None,
     student_sha256: str | None = None,
     tokens: int = DEFAULT_TOKENS,
     cache: Path | None = None,
@@ -82,7 +82,7 @@ def calibration_tokens(
     Args:
         text: a UTF-8 text; its first `tokens` tokens are taken.
         model: where there is no text, a GGUF of the student that answers the prompts that ship: its float
-            weights, or a repack of its own integers.
+            weights, or a repack of its own integers. A function is called where it is needed.
         student_sha256: checksum of the student's files. With it, answers are kept in the cache, and asked for
             once only.
         tokens: a budget; fewer where answers end early.
@@ -182,13 +182,16 @@ def calibrate(
         return kept
 
 
-def _answers(student: DecoderStudent, model: Path, tokens: int, progress: Progress) -> Calibration:
+def _answers(
+    student: DecoderStudent, model: Path | Callable[[], Path], tokens: int, progress: Progress
+) -> Calibration:
     tokenizer = student_tokenizer(student)
     prompts = [list(tokenize_dialogue(tokenizer, prompt).tokens) for prompt in calibration_prompts()]
     each = min(SEQUENCE_TOKENS, max(_LEAST_TOKENS, tokens // len(prompts)))
     sequences: list[tuple[int, ...]] = []
     progress(_LABEL, 0, len(prompts))
-    with LlamaSession(model, cells=_TOGETHER * (SEQUENCE_TOKENS + _LEAST_TOKENS)) as session:
+    path = model if isinstance(model, Path) else model()
+    with LlamaSession(path, cells=_TOGETHER * (SEQUENCE_TOKENS + _LEAST_TOKENS)) as session:
         for start in range(0, len(prompts), _TOGETHER):
             wave = prompts[start : start + _TOGETHER]
             longest = max(map(len, wave))

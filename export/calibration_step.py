@@ -42,12 +42,15 @@ def importance_of(
         directory: has room for the student as floats for a while, where it is asked for answers.
     """
     with tempfile.TemporaryDirectory(prefix=".student-", dir=directory) as scratch:
-        model = None
-        if choice.text is None:
-            model = student.path if isinstance(student, GgufStudent) else Path(scratch) / "student.gguf"
-            if not isinstance(student, GgufStudent):
-                write_float_gguf(student, model, progress=progress)
+
+        def as_floats() -> Path:
+            if isinstance(student, GgufStudent):
+                return student.path
+            path = Path(scratch) / "student.gguf"
+            write_float_gguf(student, path, progress=progress)
+            return path
+
         tokens = calibration_tokens(
-            checkpoint, text=choice.text, model=model, student_sha256=source.sha256, progress=progress
+            checkpoint, text=choice.text, model=as_floats, student_sha256=source.sha256, progress=progress
         )
     return calibrate(checkpoint, tokens, student_sha256=source.sha256, progress=progress).importance()
