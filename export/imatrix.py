@@ -177,7 +177,7 @@ def read_imatrix(path: Path) -> Imatrix:
         count = tensors.get(f"{name}{_COUNTS}")
         if count is None:
             raise ModelFileError(f"{path}: sums of '{name}' without the number of tokens")
-        values, number = _floats(path, tensors[f"{name}{_SUMS}"]), _floats(path, count)
+        values, number = _floats(tensors[f"{name}{_SUMS}"]), _floats(count)
         if number.size != 1:
             raise ModelFileError(
                 f"{path}: '{name}' has {number.size} experts; only dense models are known here"
@@ -212,10 +212,10 @@ def _refuse_other_formats(path: Path) -> None:
         )
 
 
-def _floats(path: Path, tensor: TensorInfo) -> NDArray[np.float32]:
+def _floats(tensor: TensorInfo) -> NDArray[np.float32]:
     if tensor.type_name != "F32":
-        raise ModelFileError(f"{path}: '{tensor.name}' is {tensor.type_name}, not F32")
-    with path.open("rb") as file:
+        raise ModelFileError(f"{tensor.path}: '{tensor.name}' is {tensor.type_name}, not F32")
+    with tensor.path.open("rb") as file:
         return np.fromfile(file, dtype="<f4", count=tensor.elements, offset=tensor.offset)
 
 

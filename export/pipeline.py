@@ -26,6 +26,7 @@ from edgekit.bundle.signing import SecretKey
 from edgekit.errors import ExportError, UsageError
 from edgekit.facts import ModelFacts
 from edgekit.forecast import forecast
+from edgekit.gguf_header import shard_paths, stem_without_shard
 from edgekit.profiles import DeviceProfile, Format, profile_sha256
 from export.calibration_step import CalibrationChoice, importance_of
 from export.emit import Emitted, emit_gguf, emit_onnx, refuse_small_disk
@@ -138,7 +139,8 @@ def export_bundle(
             directory, fields, secret_key, progress=lambda done, total: progress("sealing", done, total)
         )
         if made.emitted.conversion == "copied":
-            _check_copy(sealed, source)
+            assert isinstance(student, GgufStudent)
+            _check_copy(sealed, student, source)
     return Bundle(out, sealed.manifest, sealed.digest, sealed.signed_by)
 
 
@@ -227,9 +229,10 @@ def _refuse_loss(plan: ExportPlan, facts: ModelFacts, allow_loss: bool) -> None:
         )
 
 
-def _check_copy(sealed: Bundle, source: SourceRecord) -> None:
-    copied = next(file.sha256 for file in sealed.manifest.files if file.path == sealed.manifest.entry)
-    if copied != source.sha256:
+def _check_copy(sealed: Bundle, student: GgufStudent, source: SourceRecord) -> None:
+    sums = {file.path: file.sha256 for file in sealed.manifest.files}
+    copied = [sums[str(path)] for path in shard_paths(Path(sealed.manifest.entry))]
+    if student.sha256_of(copied) != source.sha256:
         raise ExportError(
             f"{source.name} changed while it was copied", hint="export it again once nothing writes to it"
         )
@@ -240,7 +243,7 @@ def _served_name(student: GgufStudent | CheckpointStudent) -> str:
     if isinstance(student, CheckpointStudent):
         name = checkpoint_name(student.path)
     else:
-        name = student.path.stem
+        name = stem_without_shard(student.path)
         for mark in (".", "-", "_"):
             ending = f"{mark}{student.facts.quantization}"
             if name.lower().endswith(ending.lower()) and len(name) > len(ending):

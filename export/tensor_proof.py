@@ -59,14 +59,13 @@ class TensorPair:
 
 
 def gguf_pairs(student: DecoderStudent, files: Sequence[Path]) -> list[TensorPair]:
-    """A student's tensors and those of its GGUF, of which `files` are the shards.
+    """A student's tensors and those of its GGUF, whose files these are, the first one first.
 
     Raises:
         ModelFileError: a file is damaged.
     """
-    found: dict[str, StudentTensor] = {}
-    for path in files:
-        found |= {tensor.name: tensor for tensor in GgufStudent(path, read_gguf_header(path)).tensors()}
+    artifact = GgufStudent(files[0], read_gguf_header(files[0]))
+    found = {tensor.name: tensor for tensor in artifact.tensors()}
     rotated = ("q_proj", "k_proj") if student.config.architecture == "llama" else ()
     return [
         TensorPair(
