@@ -16,7 +16,8 @@ from export.progress import Progress, silent
 from export.student.base import DecoderStudent
 from export.targets.genai_config import make_genai_config
 from export.targets.onnx_data import WeightFile
-from export.targets.onnx_graph import GraphStyle, build_graph
+from export.targets.onnx_graph import build_graph
+from export.targets.onnx_matrices import GraphStyle
 from export.targets.onnx_weights import LARGEST_BLOCK, SMALLEST_BLOCK
 
 __all__ = ["MODEL_NAME", "WEIGHTS_NAME", "Precision", "write_onnx"]

@@ -11,51 +11,28 @@ all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from edgekit.errors import ExportError
 from export.rotary import make_rotary
 from export.student.base import DecoderStudent, StudentTensor
 from export.student.config import CheckpointConfig
 from export.targets.onnx_data import ELEMENT_TYPES, Put, WeightFile
-from export.targets.onnx_weights import (
-    Blocks,
-    checked_float32,
-    plan_blocks,
-    put_packed,
-    row_chunks,
-)
+from export.targets.onnx_matrices import GraphStyle, GraphWriter, Part
+from export.targets.onnx_weights import plan_blocks, row_chunks
 
-__all__ = ["LAST_TOKEN", "GraphStyle", "build_graph"]
+__all__ = ["LAST_TOKEN", "build_graph"]
 
 LAST_TOKEN: Final = "/model/last_token/GatherND"  # noqa: S105 (a node)
 _OPSETS: Final = (("", 21), ("com.microsoft", 1))
 _IR_VERSION: Final = 10
 _SHORT_BLOCK: Final = 32
-
-
-@dataclass(frozen=True, slots=True)
-class GraphStyle:
-    """What a graph is made of."""
-
-    element: str
-    """Type of activations, norms and the KV cache: "float32" or "float16"."""
-    quantized: bool
-    """Whether matrices are in blocks of integers."""
-    block_size: int
-    """Columns that share a scale, where floats are quantized."""
-    head_bits: int
-    """Of the head and of the embedding, which are one matrix in many models."""
-    accuracy_level: int
-    """MatMulNBits': 4 computes in int8, 1 in float32."""
-    fused_bias: bool
-    """Whether MatMulNBits adds the bias. CUDA's kernels do not in all cases."""
 
 
 def build_graph(
@@ -65,25 +42,15 @@ def build_graph(
     return _Decoder(student, style, context_tokens, weights).build()
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """One matrix of several that lie on top of each other."""
-
-    tensor: StudentTensor
-    bias: StudentTensor | None
-    blocks: Blocks | None
-
-
 class _Decoder:
     def __init__(
         self, student: DecoderStudent, style: GraphStyle, context_tokens: int, weights: WeightFile
     ) -> None:
-        self._student, self._style, self._context = student, style, context_tokens
+        self._style, self._context = style, context_tokens
         self._config: CheckpointConfig = student.config
         self._tensors = {tensor.name: tensor for tensor in student.tensors()}
         self._weights = weights
-        self._nodes: list[onnx.NodeProto] = []
-        self._constants: dict[str, onnx.TensorProto] = {}
+        self._writer = GraphWriter(self._tensors, style, weights)
 
     def build(self) -> onnx.ModelProto:
         self._add_lengths()
@@ -95,10 +62,10 @@ class _Decoder:
         normal, _ = self._add_norm("/model/norm", "model.norm.weight", residual, skip, last=True)
         head(normal)
         graph = helper.make_graph(
-            self._nodes,
+            self._writer.nodes,
             "decoder",
             *self._inputs_and_outputs(),
-            [*self._constants.values(), *self._weights.initializers],
+            [*self._writer.constants.values(), *self._weights.initializers],
         )
         return helper.make_model(
             graph,
@@ -106,8 +73,6 @@ class _Decoder:
             ir_version=_IR_VERSION,
             producer_name="edgekit",
         )
-
-    # Inputs, outputs, constants
 
     def _inputs_and_outputs(self) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
         config, element = self._config, ELEMENT_TYPES[self._style.element]
@@ -132,54 +97,19 @@ class _Decoder:
         )
         return inputs, [logits, *cache("present", "total_sequence_length")]
 
-    def _integers(self, values: Sequence[int] | int) -> str:
-        name = f"/constants/int64/{values}".replace(" ", "")
-        if name not in self._constants:
-            self._constants[name] = numpy_helper.from_array(np.array(values, np.int64), name)
-        return name
-
-    def _node(
-        self, kind: str, name: str, inputs: Sequence[str], outputs: int | Sequence[str] = 1, **attributes: Any
-    ) -> str:
-        """Add a node; returns the name of its first output."""
-        domain = "com.microsoft" if kind in _MICROSOFT else ""
-        names = [f"{name}/output_{i}" for i in range(outputs)] if isinstance(outputs, int) else list(outputs)
-        self._nodes.append(
-            helper.make_node(kind, list(inputs), names, name=name, domain=domain, **attributes)
-        )
-        return names[0]
-
-    def _vector(self, name: str, tensors: Sequence[StudentTensor | int]) -> str:
-        """Vectors one after another as one; a number stands for so many zeros."""
-        element = self._style.element
-        lengths = [item if isinstance(item, int) else item.shape[0] for item in tensors]
-        self._weights.reserve(name, element, (sum(lengths),))
-
-        def fill(put: Put) -> None:
-            parts = [
-                np.zeros(item, np.float32) if isinstance(item, int) else checked_float32(item, slice(None))
-                for item in tensors
-            ]
-            put(name, 0, np.concatenate(parts).astype(element))
-
-        self._weights.fill_with(fill, sum(lengths) * 4)
-        return name
-
-    # Parts of the decoder
-
     def _add_lengths(self) -> None:
         """GroupQueryAttention wants the last position of each sequence, and the longest length."""
-        total = self._node(
-            "ReduceSum", "/model/mask/ReduceSum", ["attention_mask", self._integers([1])], keepdims=0
+        total = self._writer.node(
+            "ReduceSum", "/model/mask/ReduceSum", ["attention_mask", self._writer.integers([1])], keepdims=0
         )
-        last = self._node("Sub", "/model/mask/Sub", [total, self._integers([1])])
-        self._last_positions = self._node(
+        last = self._writer.node("Sub", "/model/mask/Sub", [total, self._writer.integers([1])])
+        self._last_positions = self._writer.node(
             "Cast", "/model/mask/last_positions", [last], to=onnx.TensorProto.INT32
         )
         self._add_last_rows(last)
-        shape = self._node("Shape", "/model/mask/Shape", ["attention_mask"])
-        length = self._node("Gather", "/model/mask/Gather", [shape, self._integers(1)], axis=0)
-        self._total_length = self._node(
+        shape = self._writer.node("Shape", "/model/mask/Shape", ["attention_mask"])
+        length = self._writer.node("Gather", "/model/mask/Gather", [shape, self._writer.integers(1)], axis=0)
+        self._total_length = self._writer.node(
             "Cast", "/model/mask/total_length", [length], to=onnx.TensorProto.INT32
         )
 
@@ -187,13 +117,15 @@ class _Decoder:
         """Where each sequence's last token is in this run, [batch, 1, 1]: shorter prompts of a batch end in
         padding. The mask's length tells nothing, onnxruntime-genai may give it room to grow."""
         path = "/model/last_token"
-        longest = self._node("ReduceMax", f"{path}/ReduceMax", [last], keepdims=1)
-        padding = self._node("Sub", f"{path}/Sub", [last, longest])
-        length = self._node("Shape", f"{path}/Shape", ["input_ids"], start=1, end=2)
-        end = self._node("Sub", f"{path}/Sub_1", [length, self._integers([1])])
-        row = self._node("Add", f"{path}/Add", [end, padding])
-        row = self._node("Max", f"{path}/Max", [row, self._integers([0])])
-        self._last_rows = self._node("Unsqueeze", f"{path}/Unsqueeze", [row, self._integers([1, 2])])
+        longest = self._writer.node("ReduceMax", f"{path}/ReduceMax", [last], keepdims=1)
+        padding = self._writer.node("Sub", f"{path}/Sub", [last, longest])
+        length = self._writer.node("Shape", f"{path}/Shape", ["input_ids"], start=1, end=2)
+        end = self._writer.node("Sub", f"{path}/Sub_1", [length, self._writer.integers([1])])
+        row = self._writer.node("Add", f"{path}/Add", [end, padding])
+        row = self._writer.node("Max", f"{path}/Max", [row, self._writer.integers([0])])
+        self._last_rows = self._writer.node(
+            "Unsqueeze", f"{path}/Unsqueeze", [row, self._writer.integers([1, 2])]
+        )
 
     def _add_rotary_tables(self) -> None:
         positions, element = self._context, self._style.element
@@ -215,10 +147,12 @@ class _Decoder:
         embedding = self._tensors["model.embed_tokens.weight"]
         head = self._tensors.get("lm_head.weight")
         if not self._style.quantized:
-            table = self._float_matrix("model.embed_tokens.weight", [embedding])
-            embedded = self._node("Gather", "/model/embed_tokens/Gather", [table, "input_ids"], axis=0)
-            matrix = table if head is None else self._float_matrix("lm_head.weight", [head])
-            return lambda value: self._add_float_product("/lm_head/MatMul", value, matrix, "logits"), embedded
+            table = self._writer.float_matrix("model.embed_tokens.weight", [embedding])
+            embedded = self._writer.node("Gather", "/model/embed_tokens/Gather", [table, "input_ids"], axis=0)
+            matrix = table if head is None else self._writer.float_matrix("lm_head.weight", [head])
+            return lambda value: self._writer.float_product(
+                "/lm_head/MatMul", value, matrix, "logits"
+            ), embedded
         return self._add_packed_embedding(embedding, head)
 
     def _add_packed_embedding(
@@ -229,7 +163,7 @@ class _Decoder:
         block_size = self._style.block_size if bits == 8 else _SHORT_BLOCK
         matrix = embedding if head is None else head
         of_head = plan_blocks(matrix, bits=bits, block_size=block_size)
-        names = self._packed_matrix("lm_head", [_Part(matrix, None, of_head)])
+        names = self._writer.packed_matrix("lm_head", [Part(matrix, None, of_head)])
         rows, columns = embedding.shape
         blocks = of_head if head is None else plan_blocks(embedding, bits=bits, block_size=block_size)
         if blocks.order is not None or columns % blocks.block:
@@ -246,10 +180,12 @@ class _Decoder:
             table = self._weights.alias("model.embed_tokens.qweight", "uint8", flat, of=names[0])
             shared = names
         else:
-            shared = self._packed_matrix("model.embed_tokens", [_Part(embedding, None, blocks)], flat=True)
+            shared = self._writer.packed_matrix(
+                "model.embed_tokens", [Part(embedding, None, blocks)], flat=True
+            )
             table = shared[0]
         inputs = [table, "input_ids", *shared[1:]]
-        embedded = self._node(
+        embedded = self._writer.node(
             "GatherBlockQuantized",
             "/model/embed_tokens/GatherBlockQuantized",
             inputs,
@@ -260,7 +196,7 @@ class _Decoder:
         )
 
         def add_head(value: str) -> None:
-            self._add_packed_product("/lm_head/MatMul", value, names, of_head, matrix.shape, "logits")
+            self._writer.packed_product("/lm_head/MatMul", value, names, of_head, matrix.shape, "logits")
 
         return add_head, embedded
 
@@ -268,15 +204,17 @@ class _Decoder:
         self, name: str, weight: str, value: str, skip: str | None, *, last: bool = False
     ) -> tuple[str, str]:
         """RMS norm of value + skip. Returns it and the sum."""
-        scale = self._vector(weight, [self._tensors[weight]])
+        scale = self._writer.vector(weight, [self._tensors[weight]])
         epsilon = self._config.rms_norm_epsilon
         if skip is None:
-            return self._node(
+            return self._writer.node(
                 "SimplifiedLayerNormalization", name, [value, scale], axis=-1, epsilon=epsilon, stash_type=1
             ), value
         normal, total = f"{name}/output_0", f"{name}/output_3"
         outputs = [normal] if last else [normal, "", "", total]
-        self._node("SkipSimplifiedLayerNormalization", name, [value, skip, scale], outputs, epsilon=epsilon)
+        self._writer.node(
+            "SkipSimplifiedLayerNormalization", name, [value, skip, scale], outputs, epsilon=epsilon
+        )
         return normal, total
 
     def _add_layer(self, index: int, residual: str, skip: str | None) -> tuple[str, str]:
@@ -290,47 +228,47 @@ class _Decoder:
             # From here on, tokens do not see each other.
             attended = self._add_last_token(f"{LAST_TOKEN}_attention", attended)
             residual = self._add_last_token(LAST_TOKEN, residual)
-        (output,) = self._add_linear(f"{path}/attn/o_proj", attended, [f"{name}.self_attn.o_proj"])
+        (output,) = self._writer.linear(f"{path}/attn/o_proj", attended, [f"{name}.self_attn.o_proj"])
         normal, residual = self._add_norm(
             f"{path}/post_attention_layernorm", f"{name}.post_attention_layernorm.weight", residual, output
         )
-        (down,) = self._add_linear(
+        (down,) = self._writer.linear(
             f"{path}/mlp/down_proj", self._add_gate(path, name, normal), [f"{name}.mlp.down_proj"]
         )
         return residual, down
 
     def _add_last_token(self, name: str, value: str) -> str:
-        return self._node("GatherND", name, [value, self._last_rows], batch_dims=1)
+        return self._writer.node("GatherND", name, [value, self._last_rows], batch_dims=1)
 
     def _add_gate(self, path: str, name: str, value: str) -> str:
         modules = [f"{name}.mlp.gate_proj", f"{name}.mlp.up_proj"]
-        blocks = self._part(modules[0]).blocks
+        blocks = self._writer.part(modules[0]).blocks
         if blocks is not None and blocks.order is not None:
             # Together they need their input reordered once.
-            gate, up = self._add_linear(f"{path}/mlp/gate_up_proj", value, modules)
+            gate, up = self._writer.linear(f"{path}/mlp/gate_up_proj", value, modules)
         else:
             # Taking one product apart costs more than the second product.
             gate, up = (
-                self._add_linear(f"{path}/mlp/{module.rpartition('.')[2]}", value, [module])[0]
+                self._writer.linear(f"{path}/mlp/{module.rpartition('.')[2]}", value, [module])[0]
                 for module in modules
             )
         # x · sigmoid(x). onnxruntime fuses the pair into one kernel where it has one.
-        sigmoid = self._node("Sigmoid", f"{path}/mlp/Sigmoid", [gate])
-        activated = self._node("Mul", f"{path}/mlp/Silu", [gate, sigmoid])
-        return self._node("Mul", f"{path}/mlp/Mul", [activated, up])
+        sigmoid = self._writer.node("Sigmoid", f"{path}/mlp/Sigmoid", [gate])
+        activated = self._writer.node("Mul", f"{path}/mlp/Silu", [gate, sigmoid])
+        return self._writer.node("Mul", f"{path}/mlp/Mul", [activated, up])
 
     def _add_attention(self, index: int, value: str) -> str:
         config, path = self._config, f"/model/layers.{index}/attn"
         modules = [f"model.layers.{index}.self_attn.{part}_proj" for part in "qkv"]
         normed = config.architecture == "qwen3"
-        joined = self._add_linear(f"{path}/qkv_proj", value, modules, split=normed)
+        joined = self._writer.linear(f"{path}/qkv_proj", value, modules, split=normed)
         query, key, values = joined if len(joined) == 3 else (joined[0], "", "")
         if normed:
             query = self._add_head_norm(index, "q", query, config.heads)
             key = self._add_head_norm(index, "k", key, config.kv_heads)
         past = [f"past_key_values.{index}.{kind}" for kind in ("key", "value")]
         output = f"{path}/GroupQueryAttention/output_0"
-        return self._node(
+        return self._writer.node(
             "GroupQueryAttention",
             f"{path}/GroupQueryAttention",
             [query, key, values, *past, self._last_positions, self._total_length, "cos_cache", "sin_cache"],
@@ -345,139 +283,10 @@ class _Decoder:
     def _add_head_norm(self, index: int, which: str, value: str, heads: int) -> str:
         """Qwen3 normalizes each head of queries and keys before they are rotated."""
         name, length = f"/model/layers.{index}/attn/{which}_norm", self._config.head_length
-        split = self._node("Reshape", f"{name}/Reshape", [value, self._integers([0, -1, length])])
+        split = self._writer.node(
+            "Reshape", f"{name}/Reshape", [value, self._writer.integers([0, -1, length])]
+        )
         normal, _ = self._add_norm(name, f"model.layers.{index}.self_attn.{which}_norm.weight", split, None)
-        return self._node("Reshape", f"{name}/Reshape_1", [normal, self._integers([0, -1, heads * length])])
-
-    # Matrices
-
-    def _add_linear(self, name: str, value: str, modules: Sequence[str], *, split: bool = True) -> list[str]:
-        """Products of one value with several matrices: in one node where their layouts allow it.
-
-        `split` False: the products may come as one.
-        """
-        parts = [self._part(module) for module in modules]
-        first = parts[0].blocks
-        together = all(
-            part.blocks is None if first is None else part.blocks is not None and first.joins(part.blocks)
-            for part in parts
+        return self._writer.node(
+            "Reshape", f"{name}/Reshape_1", [normal, self._writer.integers([0, -1, heads * length])]
         )
-        if not together:
-            return [
-                self._add_product(module, value, [part]) for module, part in zip(modules, parts, strict=True)
-            ]
-        product = self._add_product(name, value, parts)
-        if len(parts) == 1 or not split:
-            return [product]
-        lengths = [part.tensor.shape[0] for part in parts]
-        outputs = [f"{name}/Split/output_{index}" for index in range(len(parts))]
-        self._node("Split", f"{name}/Split", [product, self._integers(lengths)], outputs, axis=-1)
-        return outputs
-
-    def _part(self, module: str) -> _Part:
-        tensor, style = self._tensors[f"{module}.weight"], self._style
-        blocks = plan_blocks(tensor, bits=4, block_size=style.block_size) if style.quantized else None
-        return _Part(tensor, self._tensors.get(f"{module}.bias"), blocks)
-
-    def _add_product(self, name: str, value: str, parts: Sequence[_Part]) -> str:
-        stem = name.strip("/").replace("/", ".")
-        bias = None
-        if any(part.bias is not None for part in parts):
-            bias = self._vector(f"{stem}.bias", [part.bias or part.tensor.shape[0] for part in parts])
-        first, output = parts[0].blocks, f"{name}/output_0"
-        rows, columns = sum(part.tensor.shape[0] for part in parts), parts[0].tensor.shape[1]
-        if first is None:
-            matrix = self._float_matrix(f"{stem}.weight", [part.tensor for part in parts])
-            self._add_float_product(f"{name}/MatMul", value, matrix, output)
-        else:
-            names = self._packed_matrix(stem, parts)
-            fused = bias if self._style.fused_bias else None
-            self._add_packed_product(
-                f"{name}/MatMulNBits", value, names, first, (rows, columns), output, fused
-            )
-            bias = None if fused else bias
-        return output if bias is None else self._node("Add", f"{name}/Add", [output, bias])
-
-    def _float_matrix(self, name: str, tensors: Sequence[StudentTensor]) -> str:
-        rows, columns = sum(tensor.shape[0] for tensor in tensors), tensors[0].shape[1]
-        self._weights.reserve(name, self._style.element, (rows, columns))
-        size = np.dtype(self._style.element).itemsize
-
-        def fill(put: Put) -> None:
-            done = 0
-            for tensor in tensors:
-                for chunk in row_chunks(*tensor.shape):
-                    put(name, (done + chunk.start) * columns * size, checked_float32(tensor, chunk))
-                done += tensor.shape[0]
-
-        self._weights.fill_with(fill, rows * columns * size)
-        return name
-
-    def _add_float_product(self, name: str, value: str, matrix: str, output: str) -> None:
-        self._node("FusedMatMul", name, [value, matrix], [output], transB=1)
-
-    def _packed_matrix(self, stem: str, parts: Sequence[_Part], *, flat: bool = False) -> tuple[str, ...]:
-        """Reserves B, scales and, where a part has them, zero points. `flat`: B as rows, not as blocks."""
-        blocks = [part.blocks for part in parts if part.blocks is not None]
-        has_zeros = any(item.has_zeros for item in blocks)
-        rows, columns = sum(part.tensor.shape[0] for part in parts), parts[0].tensor.shape[1]
-        packed, scales, zeros = blocks[0].shapes(rows, columns)
-        shape = (rows, packed[1] * packed[2]) if flat else packed
-        names = [
-            self._weights.reserve(f"{stem}.qweight", "uint8", shape),
-            self._weights.reserve(f"{stem}.scales", self._style.element, scales),
-        ]
-        if has_zeros:
-            names.append(self._weights.reserve(f"{stem}.zero_points", "uint8", zeros))
-        tensors = [
-            (part.tensor, replace(item, has_zeros=has_zeros))
-            for part, item in zip(parts, blocks, strict=True)
-        ]
-        element = self._style.element
-
-        def fill(put: Put) -> None:
-            put_packed(put, tensors, (names[0], names[1], names[2] if has_zeros else None), element)
-
-        self._weights.fill_with(fill, rows * columns * blocks[0].bits // 8)
-        return tuple(names)
-
-    def _add_packed_product(
-        self,
-        name: str,
-        value: str,
-        matrix: tuple[str, ...],
-        blocks: Blocks,
-        shape: tuple[int, ...],
-        output: str,
-        bias: str | None = None,
-    ) -> None:
-        if blocks.order is not None:
-            order = self._weights.reserve(f"{matrix[0]}.order", "int64", (shape[1],))
-            columns = blocks.order
-            self._weights.fill_with(lambda put: put(order, 0, columns), columns.nbytes)
-            value = self._node("Gather", f"{name}/order", [value, order], axis=-1)
-        inputs = [value, *matrix]
-        if bias is not None:
-            inputs += [""] * (5 - len(inputs)) + [bias]
-        self._node(
-            "MatMulNBits",
-            name,
-            inputs,
-            [output],
-            K=shape[1],
-            N=shape[0],
-            bits=blocks.bits,
-            block_size=blocks.block,
-            accuracy_level=self._style.accuracy_level,
-        )
-
-
-_MICROSOFT: Final = frozenset(
-    {
-        "FusedMatMul",
-        "GatherBlockQuantized",
-        "GroupQueryAttention",
-        "MatMulNBits",
-        "SkipSimplifiedLayerNormalization",
-    }
-)
