@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -13,9 +14,17 @@ from numpy.typing import NDArray
 
 from edgekit.errors import MissingExtraError, ModelFileError
 
-__all__ = ["OptimumDecoder"]
+__all__ = ["Cache", "OptimumDecoder"]
 
 _TYPES: Final = MappingProxyType({"tensor(float)": np.float32, "tensor(float16)": np.float16})
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """Keys and values of the tokens that went through the graph, by the names of its inputs."""
+
+    tokens: int
+    values: Mapping[str, NDArray[Any]]
 
 
 class OptimumDecoder:
@@ -50,7 +59,7 @@ class OptimumDecoder:
         except Exception as error:  # onnxruntime's exceptions have no common base
             raise ModelFileError(f"{self._path}: onnxruntime does not load it: {error}") from error
         self._outputs = [output.name for output in self._session.get_outputs()]
-        self._empty = {}
+        self._empty: dict[str, NDArray[Any]] = {}
         for entry in self._session.get_inputs():
             if entry.name.startswith("past_key_values."):
                 self._empty[entry.name] = np.zeros(self._empty_shape(entry.shape), _TYPES[entry.type])
@@ -80,20 +89,39 @@ class OptimumDecoder:
         Args:
             step_tokens: compute so many at once, with the cache of those before; None computes all at once.
         """
-        cache, parts = dict(self._empty), []
-        step = step_tokens or len(tokens)
-        for start in range(0, len(tokens), step):
-            part = tokens[start : start + step]
-            feeds = {
-                "input_ids": np.array([part], dtype=np.int64),
-                "attention_mask": np.ones((1, start + len(part)), dtype=np.int64),
-                "position_ids": np.arange(start, start + len(part), dtype=np.int64)[None],
-            }
-            feeds = {name: values for name, values in feeds.items() if name in self._inputs}
-            results = dict(zip(self._outputs, self._session.run(None, {**feeds, **cache}), strict=True))
-            parts.append(results["logits"][0].astype(np.float32))
-            cache = {name: results[name.replace("past_key_values", "present")] for name in cache}
-        return np.concatenate(parts)
+        return np.concatenate(list(self.steps(tokens, step_tokens or len(tokens))))
+
+    def steps(self, tokens: Sequence[int], step_tokens: int) -> Iterator[NDArray[np.float32]]:
+        """`logits` in parts, as they are computed: float32 [step_tokens or fewer, vocabulary] each."""
+        cache: Cache | None = None
+        for start in range(0, len(tokens), step_tokens):
+            logits, cache = self.run(tokens[start : start + step_tokens], cache)
+            yield logits
+
+    def run(self, tokens: Sequence[int], past: Cache | None = None) -> tuple[NDArray[np.float32], Cache]:
+        """Logits after each of some more tokens, float32 [tokens, vocabulary], and the longer cache.
+
+        Args:
+            past: of the tokens before them; None: there are none.
+
+        Raises:
+            ModelFileError: onnxruntime fails, e.g. because the tokens are more than the model has positions.
+        """
+        past = Cache(0, self._empty) if past is None else past
+        total = past.tokens + len(tokens)
+        feeds = {
+            "input_ids": np.array([tokens], dtype=np.int64),
+            "attention_mask": np.ones((1, total), dtype=np.int64),
+            "position_ids": np.arange(past.tokens, total, dtype=np.int64)[None],
+        }
+        feeds = {name: values for name, values in feeds.items() if name in self._inputs}
+        try:
+            found = self._session.run(None, {**feeds, **past.values})
+        except Exception as error:  # onnxruntime's exceptions have no common base
+            raise ModelFileError(f"{self._path}: onnxruntime fails on {total} tokens: {error}") from error
+        results = dict(zip(self._outputs, found, strict=True))
+        values = {name: results[name.replace("past_key_values", "present")] for name in past.values}
+        return results["logits"][0].astype(np.float32, copy=False), Cache(total, values)
 
     def _empty_shape(self, shape: Sequence[int | str]) -> list[int]:
         return [size if isinstance(size, int) else 0 if "past" in size else 1 for size in shape]

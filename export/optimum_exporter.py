@@ -26,7 +26,13 @@ from export.progress import Progress, silent
 from export.student.config import read_json
 from export.tool_venv import ensure_tool_venv
 
-__all__ = ["ARCHITECTURES", "REQUIREMENTS", "export_with_optimum"]
+__all__ = [
+    "ARCHITECTURES",
+    "REQUIREMENTS",
+    "ensure_optimum",
+    "export_with_optimum",
+    "refuse_unsupported",
+]
 
 REQUIREMENTS: Final = (
     "accelerate==1.15.0",
@@ -67,8 +73,9 @@ def export_with_optimum(
     python: Path | None = None,
     cache: Path | None = None,
     offline: bool = False,
+    keep_float32: Path | None = None,
     progress: Progress = silent,
-) -> None:
+) -> bool:
     """Write model.onnx with its data, tokenizer files and genai_config.json into `directory`.
 
     Needs memory for the model in float32 twice, and as much room in `directory` for a while.
@@ -79,6 +86,11 @@ def export_with_optimum(
         python: an interpreter that has REQUIREMENTS; None makes an environment in `cache` on first use.
         cache: None takes the user's.
         offline: do not fetch packages.
+        keep_float32: an empty directory on the same file system, where the checked float32 graph of an int4
+            export is left.
+
+    Returns:
+        Whether onnxruntime-genai can run it: whether there is a genai_config.json.
 
     Raises:
         ExportError: the architecture is not supported, optimum failed, or its graph computes something else.
@@ -87,11 +99,9 @@ def export_with_optimum(
         MissingExtraError: onnxruntime is not installed here.
     """
     config = read_json(model / "config.json")
-    _refuse_unsupported(model, config)
+    refuse_unsupported(model, config)
     if python is None:
-        python = ensure_tool_venv(
-            "optimum", REQUIREMENTS, imports=_IMPORTS, cache=cache, offline=offline, progress=progress
-        )
+        python = ensure_optimum(cache=cache, offline=offline, progress=progress)
     directory.mkdir(parents=True, exist_ok=True)
     sequences = _sequences(config)
     with tempfile.TemporaryDirectory(prefix=".optimum-", dir=directory) as temporary:
@@ -118,16 +128,24 @@ def export_with_optimum(
             )
             if not quantized:
                 raise ExportError(f"{model}: onnxruntime's quantizer found no weight in optimum's graph")
-        else:
+        kept = directory if precision == "fp32" else keep_float32
+        if kept is not None:
             for path in floats.glob("model.onnx*"):
-                path.rename(directory / path.name)
+                path.rename(kept / path.name)
     for pattern in (*_COPIED, *_COPIED_TOO):
         for path in model.glob(pattern):
             shutil.copyfile(path, directory / path.name)
     decoder = OptimumDecoder(directory)
     if not np.isfinite(decoder.logits(sequences[-1])).all():
         raise ExportError(f"{model}: the {precision} graph gives NaN or infinity")
-    write_genai_config(directory, decoder, config)
+    return write_genai_config(directory, decoder, config)
+
+
+def ensure_optimum(*, cache: Path | None = None, offline: bool = False, progress: Progress = silent) -> Path:
+    """The interpreter of optimum's environment; see `ensure_tool_venv`."""
+    return ensure_tool_venv(
+        "optimum", REQUIREMENTS, imports=_IMPORTS, cache=cache, offline=offline, progress=progress
+    )
 
 
 def ask_worker(python: Path, request: Mapping[str, Any], progress: Progress = silent) -> Any:
@@ -196,7 +214,8 @@ def _ending(status: int, said: list[str]) -> str:
     return f"it died of {signal.Signals(-status).name}: {last}" if status < 0 else last
 
 
-def _refuse_unsupported(model: Path, config: Mapping[str, Any]) -> None:
+def refuse_unsupported(model: Path, config: Mapping[str, Any]) -> None:
+    """Raise ExportError for an architecture that is not in the list, or a quantized checkpoint."""
     kind = config.get("model_type")
     if not isinstance(kind, str):
         raise ModelFileError(f"{model / 'config.json'}: no 'model_type'")
@@ -233,6 +252,8 @@ def _check(model: Path, floats: Path, sequences: list[list[int]], reference: Any
     decoder = OptimumDecoder(floats)
     for index, tokens in enumerate(sequences):
         wanted = reference[str(index)]
+        if not np.isfinite(wanted).all():
+            raise ModelFileError(f"{model}: the checkpoint computes NaN or infinity: its weights are damaged")
         for how, step in (("at once", None), ("with its cache", 3)):
             got = decoder.logits(tokens, step_tokens=step)
             difference = float(np.abs(got - wanted).max()) if got.shape == wanted.shape else float("inf")

@@ -8,14 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from export.optimum_decoder import OptimumDecoder
+from export.optimum_facts import context_tokens, declared_token
 
 __all__ = ["write_genai_config"]
-
-_CONTEXT_KEYS: Final = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
-_DEFAULT_CONTEXT_TOKENS: Final = 2048
 
 
 def write_genai_config(directory: Path, decoder: OptimumDecoder, config: Mapping[str, Any]) -> bool:
@@ -31,13 +29,13 @@ def write_genai_config(directory: Path, decoder: OptimumDecoder, config: Mapping
     if len(shape) != 4 or not isinstance(shape[1], int) or not isinstance(shape[3], int):
         return False
     text = {**config, **(config.get("text_config") or {})}
-    context = next((text[key] for key in _CONTEXT_KEYS if isinstance(text.get(key), int)), None)
+    context = context_tokens(config)
     heads = next((text[key] for key in ("num_attention_heads", "n_head") if key in text), shape[1])
     width = next((text[key] for key in ("hidden_size", "n_embd") if key in text), heads * shape[3])
     names: dict[str, str] = {
         name: name for name in ("input_ids", "attention_mask", "position_ids") if name in decoder.inputs
     }
-    ids = {kind: _token_id(directory, text, kind) for kind in ("bos", "eos", "pad")}
+    ids = {kind: declared_token(directory, config, kind) for kind in ("bos", "eos", "pad")}
     eos = ids["eos"][0] if isinstance(ids["eos"], list) and ids["eos"] else ids["eos"]
     document = {
         "model": {
@@ -46,7 +44,7 @@ def write_genai_config(directory: Path, decoder: OptimumDecoder, config: Mapping
             "eos_token_id": ids["eos"],
             "pad_token_id": ids["pad"] if ids["pad"] is not None else eos,
             "vocab_size": text["vocab_size"],
-            "context_length": context or _DEFAULT_CONTEXT_TOKENS,
+            "context_length": context,
             "decoder": {
                 "filename": "model.onnx",
                 "session_options": {},
@@ -68,16 +66,7 @@ def write_genai_config(directory: Path, decoder: OptimumDecoder, config: Mapping
             },
         },
         # The graph returns a longer cache with each step: it cannot be written in place.
-        "search": {"max_length": context or _DEFAULT_CONTEXT_TOKENS, "past_present_share_buffer": False},
+        "search": {"max_length": context, "past_present_share_buffer": False},
     }
     (directory / "genai_config.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     return True
-
-
-def _token_id(directory: Path, config: Mapping[str, Any], kind: str) -> int | list[int] | None:
-    """As transformers generates: generation_config.json goes first."""
-    path = directory / "generation_config.json"
-    generation = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    value = generation.get(f"{kind}_token_id")
-    value = config.get(f"{kind}_token_id") if value is None else value
-    return value if isinstance(value, int | list) else None

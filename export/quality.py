@@ -10,43 +10,54 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence, Set
+from functools import partial
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.errors import ExportError
+from export.divergence import Comparison, compare_logits, join_comparisons
 from export.progress import Progress, silent
-from export.prompts import Dialogue, golden_prompts, proof_texts, student_tokenizer, tokenize_dialogue
+from export.prompts import (
+    SEQUENCE_TOKENS,
+    Dialogue,
+    golden_prompts,
+    proof_texts,
+    student_tokenizer,
+    tokenize_dialogue,
+)
 from export.proof_limits import ProofLimits, limits_for
 from export.proof_record import KL_QUANTILES, GoldenAnswer, Proof, TextProof
 from export.reference import Reference
 from export.student.base import DecoderStudent
+from export.tokenizer_reference import TokenizerReference
 
-__all__ = ["Greedy", "LogitsOf", "compare_logits", "misses", "prove"]
+__all__ = [
+    "Greedy",
+    "LogitsAt",
+    "LogitsOf",
+    "StudentLogits",
+    "compare_logits",
+    "misses",
+    "prove",
+    "prove_against",
+]
 
 Floats = NDArray[np.float32]
 LogitsOf = Callable[[Sequence[int]], Iterator[Floats]]
 """Runs the artifact over a sequence from position 0: chunks of float32 [positions, vocabulary], in order."""
 Greedy = Callable[[Sequence[int], int], Sequence[int]]
 """Answers a prompt with at most so many tokens, the likeliest each time, without the one that ends it."""
+LogitsAt = Callable[[slice], Floats]
+"""Logits after some positions of one sequence, float32 [positions, vocabulary]; asked for in order."""
+StudentLogits = Callable[[Sequence[Sequence[int]]], Sequence[LogitsAt]]
+"""Runs the student in float32 over sequences, each from position 0."""
 
 ANSWER_TOKENS: Final = 32
 _CHUNK: Final = 64
 _LABEL: Final = "comparing with the student"
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """Position by position: float64 [positions], but `agrees`, which is bool."""
-
-    kl: NDArray[np.float64]
-    agrees: NDArray[np.bool_]
-    student_nll: NDArray[np.float64]
-    """-log of the student's probability of the token that follows."""
-    artifact_nll: NDArray[np.float64]
 
 
 def prove(
@@ -78,75 +89,80 @@ def prove(
         ExportError: the artifact's vocabulary is another, or it computes NaN or infinity.
         ModelFileError: the student computes NaN or infinity, or its tokenizer does not load.
     """
+    return prove_against(
+        _by_reference(Reference(student)),
+        student_tokenizer(student),
+        logits_of,
+        runtime=runtime,
+        quantization=quantization,
+        limits=limits,
+        greedy=greedy or _greedy_by_logits(logits_of, set(student.tokenizer.special.ids.values())),
+        texts=texts,
+        questions=questions,
+        progress=progress,
+        clock=clock,
+    )
+
+
+def prove_against(
+    student: StudentLogits,
+    tokenizer: TokenizerReference,
+    logits_of: LogitsOf,
+    *,
+    runtime: str,
+    quantization: str,
+    greedy: Greedy,
+    limits: ProofLimits | None = None,
+    context_tokens: int | None = None,
+    texts: Sequence[Dialogue] | None = None,
+    questions: Sequence[Dialogue] | None = None,
+    progress: Progress = silent,
+    clock: Callable[[], float] = time.monotonic,
+) -> Proof:
+    """`prove`, with any runtime for the student in float32.
+
+    Args:
+        student: is called once, with all sequences.
+        tokenizer: the student's.
+        context_tokens: longest sequence that both take; None: as long as those of `prove`.
+
+    Raises:
+        ExportError: as `prove`.
+    """
     began = clock()
     limits = limits_for(quantization) if limits is None else limits
-    tokenizer = student_tokenizer(student)
-    reference = Reference(student)
-    pieces = [tokenize_dialogue(tokenizer, text) for text in (proof_texts() if texts is None else texts)]
+    most = SEQUENCE_TOKENS if context_tokens is None else min(context_tokens, SEQUENCE_TOKENS)
+    answer_tokens = ANSWER_TOKENS if context_tokens is None else min(ANSWER_TOKENS, context_tokens // 2)
+    most_asked = most if context_tokens is None else min(most, context_tokens - answer_tokens)
+    pieces = [
+        tokenize_dialogue(tokenizer, text, most=most) for text in (proof_texts() if texts is None else texts)
+    ]
     prompts = [
-        tokenize_dialogue(tokenizer, question)
+        tokenize_dialogue(tokenizer, question, most=most_asked)
         for question in (golden_prompts() if questions is None else questions)
     ]
-    answer = greedy or _greedy_by_logits(logits_of, set(student.tokenizer.special.ids.values()))
     steps = len(pieces) + len(prompts) + 1
     answers = []
     for done, prompt in enumerate(prompts):
         progress(_LABEL, done, steps)
-        answers.append([int(token) for token in answer(prompt.tokens, ANSWER_TOKENS)])
+        answers.append([int(token) for token in greedy(prompt.tokens, answer_tokens)])
     # One run of the student for all: its weights are read once.
     asked = [(*prompt.tokens, *tokens) for prompt, tokens in zip(prompts, answers, strict=True)]
-    states = reference.hidden_states([*(piece.tokens for piece in pieces), *asked])
+    wanted = student([*(piece.tokens for piece in pieces), *asked])
     comparisons = []
-    for done, (piece, state) in enumerate(zip(pieces, states, strict=False), len(prompts) + 1):
+    for done, (piece, logits_at) in enumerate(zip(pieces, wanted, strict=False), len(prompts) + 1):
         progress(_LABEL, done, steps)
-        comparisons.append(_compare_sequence(reference, state, logits_of, piece.tokens))
+        comparisons.append(_compare_sequence(logits_at, logits_of, piece.tokens))
     golden = tuple(
-        _scored(reference, state, prompt.name, prompt.tokens, tokens, tokenizer.decode(tokens))
-        for prompt, tokens, state in zip(prompts, answers, states[len(pieces) :], strict=True)
+        _scored(logits_at, prompt.name, prompt.tokens, tokens, tokenizer.decode(tokens))
+        for prompt, tokens, logits_at in zip(prompts, answers, wanted[len(pieces) :], strict=True)
     )
     progress(_LABEL, steps, steps)
-    whole = _joined(comparisons)
+    whole = join_comparisons(comparisons)
     measured = tuple(
         _text_proof(piece.name, comparison) for piece, comparison in zip(pieces, comparisons, strict=True)
     )
     return _proof(whole, measured, golden, runtime, quantization, limits, clock() - began)
-
-
-def compare_logits(student: Floats, artifact: Floats, following: Sequence[int]) -> Comparison:
-    """Compare the distributions after each position.
-
-    Args:
-        student, artifact: logits float32 [positions, vocabulary].
-        following: the token that comes after each position.
-
-    Raises:
-        ExportError: the shapes differ, or the artifact's logits are not finite.
-    """
-    if student.shape != artifact.shape:
-        raise ExportError(
-            f"the artifact's logits are {list(artifact.shape)}, the student's {list(student.shape)}",
-            hint="the artifact was made of another student, or its vocabulary was cut or padded",
-        )
-    rows, columns = np.arange(len(following)), np.asarray(following, dtype=np.int64)
-    agrees = student.argmax(axis=1) == artifact.argmax(axis=1)
-    student = student - student.max(axis=1, keepdims=True)
-    artifact = artifact - artifact.max(axis=1, keepdims=True)
-    if not np.isfinite(artifact).all():
-        raise ExportError(
-            "the artifact computes NaN or infinity",
-            hint="its weights are damaged, or overflow the runtime's half precision",
-        )
-    probabilities = np.exp(student)
-    # Sums in float64: what is left of the divergences of a good artifact is smaller than float32's error.
-    weights = probabilities.sum(axis=1, dtype=np.float64)
-    student_log = np.log(weights)
-    artifact_log = np.log(np.exp(artifact).sum(axis=1, dtype=np.float64))
-    nll = student_log - student[rows, columns], artifact_log - artifact[rows, columns]
-    student -= artifact
-    weighted = np.einsum("tv,tv->t", probabilities, student, dtype=np.float64)
-    kl = weighted / weights - student_log + artifact_log
-    # Rounding may leave a little less than nothing.
-    return Comparison(np.maximum(kl, 0), agrees, *nll)
 
 
 def misses(proof: Proof) -> tuple[str, ...]:
@@ -163,9 +179,19 @@ def misses(proof: Proof) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _compare_sequence(
-    reference: Reference, state: Floats, logits_of: LogitsOf, tokens: Sequence[int]
-) -> Comparison:
+def _by_reference(reference: Reference) -> StudentLogits:
+    def run(sequences: Sequence[Sequence[int]]) -> Sequence[LogitsAt]:
+        # Of all sequences only what goes into the head is kept: logits are many times larger.
+        return [partial(_head, reference, state) for state in reference.hidden_states(sequences)]
+
+    return run
+
+
+def _head(reference: Reference, state: Floats, positions: slice) -> Floats:
+    return reference.logits(state[positions])
+
+
+def _compare_sequence(logits_at: LogitsAt, logits_of: LogitsOf, tokens: Sequence[int]) -> Comparison:
     """All positions of a sequence that have a successor."""
     parts, start, end = [], 0, len(tokens) - 1
     for chunk in logits_of(tokens):
@@ -173,24 +199,15 @@ def _compare_sequence(
             logits = chunk[first : first + min(_CHUNK, end - start)]
             if len(logits):
                 stop = start + len(logits)
-                student = reference.logits(state[start:stop])
+                student = logits_at(slice(start, stop))
                 parts.append(compare_logits(student, logits, tokens[start + 1 : stop + 1]))
                 start = stop
     if start != end:
         raise ExportError(f"the artifact gave logits for {start} positions of {end}")
-    return _joined(parts)
+    return join_comparisons(parts)
 
 
-def _joined(parts: Sequence[Comparison]) -> Comparison:
-    return Comparison(
-        np.concatenate([part.kl for part in parts]),
-        np.concatenate([part.agrees for part in parts]),
-        np.concatenate([part.student_nll for part in parts]),
-        np.concatenate([part.artifact_nll for part in parts]),
-    )
-
-
-def _greedy_by_logits(logits_of: LogitsOf, ends: set[int]) -> Greedy:
+def _greedy_by_logits(logits_of: LogitsOf, ends: Set[int]) -> Greedy:
     def answer(prompt: Sequence[int], most: int) -> list[int]:
         tokens: list[int] = []
         while len(tokens) < most:
@@ -208,12 +225,12 @@ def _greedy_by_logits(logits_of: LogitsOf, ends: set[int]) -> Greedy:
 
 
 def _scored(
-    reference: Reference, state: Floats, name: str, prompt: Sequence[int], answer: Sequence[int], text: str
+    logits_at: LogitsAt, name: str, prompt: Sequence[int], answer: Sequence[int], text: str
 ) -> GoldenAnswer:
     """What the student thinks of an artifact's answer, in one pass over both."""
     agrees: list[bool] = []
     if answer:
-        chosen = reference.logits(state[len(prompt) - 1 : -1]).argmax(axis=1)
+        chosen = logits_at(slice(len(prompt) - 1, len(prompt) + len(answer) - 1)).argmax(axis=1)
         agrees = [bool(agreed) for agreed in chosen == np.asarray(answer)]
     return GoldenAnswer(
         name=name,
