@@ -26,8 +26,9 @@ from edgekit.bundle.signing import SecretKey
 from edgekit.errors import ExportError, UsageError
 from edgekit.facts import ModelFacts
 from edgekit.forecast import forecast
-from edgekit.gguf_header import shard_paths, stem_without_shard
+from edgekit.gguf_header import read_gguf_header, shard_paths, stem_without_shard
 from edgekit.profiles import DeviceProfile, Format, profile_sha256
+from edgekit.weight_buffers import HeldWeights, held_weights
 from export.calibration_step import CalibrationChoice, importance_of
 from export.emit import Emitted, emit_gguf, emit_onnx, refuse_small_disk
 from export.new_directory import directory_that_appears_at, refuse_existing
@@ -59,7 +60,7 @@ def export_bundle(
     name: str | None = None,
     release: int | None = None,
     allow_loss: bool = False,
-    memory_mib: int | None = None,
+    at_hand: DeviceProfile | None = None,
     progress: Progress = silent,
     clock: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
 ) -> Bundle:
@@ -77,7 +78,7 @@ def export_bundle(
         name: what the model is called when served; None takes the student's name.
         release: None takes the time.
         allow_loss: permit quantizing weights that were quantized before, and a proof that misses its limits.
-        memory_mib: the device's memory where the profile leaves it open.
+        at_hand: the profile with readings of the device where it leaves something open, for the plan.
 
     Raises:
         ExportError: `out` exists, the disk is full, the result does not load or is too far from the student.
@@ -93,7 +94,7 @@ def export_bundle(
     _refuse_invalid(release=release)
     require_llama_cpp("trying the exported model")
     student = open_student(model, adapter=adapter)
-    device = profile.resolved(memory_mib=memory_mib)
+    device = at_hand or profile
     plan = make_plan(
         student.facts,
         device,
@@ -128,7 +129,7 @@ def export_bundle(
                 quantization=plan.quantization,
                 conversion=made.emitted.conversion,
                 serve=plan.serve,
-                forecast=forecast(made.facts, device, plan.serve),
+                forecast=forecast(made.facts, device, plan.serve, held=_held(plan, device, directory, made)),
                 notes=(*plan.notes, *made.notes),
             ),
             source=source,
@@ -142,6 +143,14 @@ def export_bundle(
             assert isinstance(student, GgufStudent)
             _check_copy(sealed, student, source)
     return Bundle(out, sealed.manifest, sealed.digest, sealed.signed_by)
+
+
+def _held(plan: ExportPlan, device: DeviceProfile, directory: Path, made: _Made) -> HeldWeights | None:
+    """Where the weights will be in memory, exactly, where the tensors and the CPU are known."""
+    if plan.format != "gguf" or device.cpu.isa is None:
+        return None
+    tensors = read_gguf_header(directory / made.emitted.entry).tensors
+    return held_weights(tensors, set(device.cpu.isa), on_gpu=plan.serve.gpu_layers > 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,16 +20,19 @@ from edgekit.engine.llama_library import (
     load_library,
     reason_of_failure,
 )
-from edgekit.engine.mapping import release_mapping
 from edgekit.engine.runner import CacheFullError, Slice
 from edgekit.errors import EngineError, ModelFileError
+from edgekit.gguf_header import read_gguf_header
 from edgekit.profiles import ServeSettings
+from edgekit.weight_buffers import held_weights, isa_of_build
 
 __all__ = ["LlamaRunner"]
 
 _KV_TYPES: Final = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
 """enum ggml_type."""
 _FLASH_ATTENTION: Final = {None: -1, False: 0, True: 1}
+_LOAD_MODE_NONE: Final = 0
+"""enum llama_load_mode: the file is read, not mapped."""
 _PENALTY_WINDOW_TOKENS = 64
 """How far back repetition counts, as llama-server's default."""
 _SEED_LIMIT = 2**32 - 1
@@ -79,7 +82,6 @@ class LlamaRunner:
         self._make_batch()
         self._pieces: dict[int, bytes] = {}
         self._warm_up()
-        release_mapping(path)
 
     def _load_model(
         self, path: Path, settings: ServeSettings, repack: bool, progress: Callable[[float], None] | None
@@ -88,6 +90,9 @@ class LlamaRunner:
         params = api.llama_model_default_params()
         params.n_gpu_layers = settings.gpu_layers
         params.use_extra_bufts = repack
+        if self._is_copied(path, settings, repack):
+            # What was mapped would stay resident beside the copies that are made of it.
+            params.load_mode = _LOAD_MODE_NONE
         if progress is not None:
             report = progress
 
@@ -105,6 +110,12 @@ class LlamaRunner:
                 hint="check the bundle with `edgekit verify`; if it is whole, export the model again",
             )
         self._vocab = api.llama_model_get_vocab(self._model)
+
+    def _is_copied(self, path: Path, settings: ServeSettings, repack: bool) -> bool:
+        """Whether llama.cpp keeps weights in memory of its own: rearranged, or on an accelerator."""
+        isa = isa_of_build(self._api.llama_print_system_info().decode()) if repack else frozenset[str]()
+        tensors = read_gguf_header(path).tensors
+        return held_weights(tensors, isa, on_gpu=settings.gpu_layers > 0).copied_bytes > 0
 
     def _make_context(self, settings: ServeSettings) -> None:
         api = self._api

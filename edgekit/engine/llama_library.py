@@ -20,9 +20,11 @@ from typing import Any
 import psutil
 
 from edgekit.errors import EngineError, MissingExtraError
+from edgekit.weight_buffers import isa_of_build
 
 __all__ = [
     "ThreadPool",
+    "built_isa",
     "default_threads",
     "forget_reasons",
     "load_library",
@@ -65,6 +67,16 @@ def _load() -> Any:
 
 _keep_alive: list[Any] = []
 """C holds the log callback's address: Python must not free it."""
+
+
+def built_isa() -> tuple[str, ...] | None:
+    """Extensions that the installed llama.cpp rearranges weights for, by the names of /proc/cpuinfo.
+
+    None: it is not installed.
+    """
+    if importlib.util.find_spec("llama_cpp") is None:
+        return None
+    return tuple(sorted(isa_of_build(load_library().llama_print_system_info().decode())))
 
 
 def require_library() -> list[str]:

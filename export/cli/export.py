@@ -60,9 +60,10 @@ def export(
     """Export MODEL for a device into a bundle: planned, quantized, tried, proven, hashed and signed."""
     from edgekit.profiles import load_profile
     from export.cli.interrupt import interrupt_on_sigterm
-    from export.cli.plan import known_format, memory_mib_for
+    from export.cli.plan import known_format
     from export.pipeline import export_bundle
     from export.progress import silent, stream_progress
+    from export.this_machine import of_this_machine
 
     interrupt_on_sigterm()
     with json_document(as_json) as document:
@@ -71,6 +72,7 @@ def export(
             model,
             device,
             out,
+            at_hand=of_this_machine(device),
             adapter=adapter,
             secret_key=_secret_key(sign_key, password_file),
             quantization=quantization,
@@ -79,7 +81,6 @@ def export(
             name=name,
             release=release,
             allow_loss=allow_loss,
-            memory_mib=memory_mib_for(device),
             progress=silent if as_json else stream_progress(),
         )
         document.update(_facts(bundle))

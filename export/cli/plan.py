@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from edgekit.profiles import DeviceProfile, Format
     from export.plan import ExportPlan
 
-__all__ = ["known_format", "memory_mib_for", "plan"]
+__all__ = ["known_format", "plan"]
 
 
 def plan(
@@ -38,13 +38,14 @@ def plan(
     from export.plan import make_plan
     from export.student import GgufStudent, open_student
     from export.tensor_plan import tensor_facts
+    from export.this_machine import of_this_machine
 
     with json_document(as_json) as document:
         device = load_profile(profile)
         student = open_student(model, adapter=adapter)
         made = make_plan(
             student.facts,
-            device.resolved(memory_mib=memory_mib_for(device)),
+            of_this_machine(device),
             tensors=() if isinstance(student, GgufStudent) else tensor_facts(student.tensors()),
             quantization=quantization,
             format=known_format(export_format),
@@ -52,15 +53,6 @@ def plan(
         document.update(_document(made, device))
     if not as_json:
         _report(made, device)
-
-
-def memory_mib_for(profile: DeviceProfile) -> int | None:
-    """This machine's memory for a profile that means the machine at hand; None where the profile says it."""
-    if profile.memory.total_mib is not None:
-        return None
-    import psutil
-
-    return int(psutil.virtual_memory().total // 2**20)
 
 
 def known_format(name: str | None) -> Format | None:
@@ -103,6 +95,7 @@ def _report(made: ExportPlan, profile: DeviceProfile) -> None:
     )
     for label, size in (
         ("weights", needs.weights_bytes),
+        ("copies", needs.copies_bytes),
         ("KV cache", needs.kv_bytes),
         ("compute", needs.compute_bytes),
         ("runtime", needs.runtime_bytes),

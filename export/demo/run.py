@@ -18,13 +18,14 @@ from edgekit.bundle.signing import generate_key_pair, write_key_pair
 from edgekit.errors import EdgekitError, TelemetryError
 from edgekit.fleet.subscriber import FleetSubscriber, Received
 from edgekit.fleet.watch import to_line
-from edgekit.profiles import load_profile, resolve_host
+from edgekit.profiles import load_profile
 from edgekit.telemetry.messages import Status, Telemetry
 from export.demo.broker import free_port, running_broker
 from export.demo.chat import Answer, stream_answer, wait_until_ready
 from export.pipeline import export_bundle
 from export.progress import Progress
 from export.sample_student import fetch_sample_student
+from export.this_machine import of_this_machine
 
 __all__ = ["DemoResult", "run_demo"]
 
@@ -81,13 +82,12 @@ def run_demo(
     secret_key, public_key = generate_key_pair()
     write_key_pair(secret_key, secret_path, public_path)
     profile = load_profile("host")
-    memory_mib = resolve_host(profile).memory.total_mib
     export_bundle(
         student,
         profile,
         directory / "bundle",
         secret_key=secret_key,
-        memory_mib=memory_mib,
+        at_hand=of_this_machine(profile),
         progress=progress,
     )
     bundle = verify_bundle(directory / "bundle", public_key)
