@@ -42,6 +42,7 @@ class Emitted:
 
     entry: str
     conversion: str
+    notes: tuple[str, ...] = ()
 
 
 def refuse_small_disk(directory: Path, plan: ExportPlan) -> None:
@@ -112,7 +113,8 @@ def emit_onnx(
     Raises:
         ExportError, ModelFileError: see `write_onnx`.
     """
-    from export.targets.onnx import MODEL_NAME, write_onnx
+    from export.targets.onnx import BLOCK_SIZE, MODEL_NAME, write_onnx
+    from export.targets.onnx_weights import plan_blocks
 
     precision: Precision = "fp32"
     if plan.quantization != "F32":
@@ -122,8 +124,10 @@ def emit_onnx(
         directory,
         precision=precision,
         # What the student's own quantizer left alone keeps 8 bits.
-        head_bits=8 if plan.conversion == "repack" else 4,
+        matrix_bits=8 if plan.conversion == "repack" else 4,
+        head_bits=8,
         context_tokens=plan.serve.context_tokens,
+        threads=plan.serve.threads,
         progress=progress,
     )
     own = student.facts.quantization
@@ -133,7 +137,17 @@ def emit_onnx(
         "dequantize": f"dequantized from {own} and quantized",
         "requantize": f"requantized from {own}",
     }.get(plan.conversion, f"quantized from {own}")
-    return Emitted(MODEL_NAME, conversion)
+    again = [
+        tensor.name
+        for tensor in student.tensors()
+        if tensor.integers is not None and not plan_blocks(tensor, bits=4, block_size=BLOCK_SIZE).exact
+    ]
+    notes = (
+        (f"{len(again)} matrices, such as {again[0]}, are quantized again: MatMulNBits has no such groups",)
+        if again and plan.quantization != "F32"
+        else ()
+    )
+    return Emitted(MODEL_NAME, conversion, notes)
 
 
 def _provenance(source: SourceRecord, quantization: str, conversion: str) -> dict[str, str]:

@@ -194,7 +194,7 @@ def _make(
     )
     refuse_misses(proof, allow_loss=allow_loss)
     write_records(proof, name, directory)
-    return _Made(emitted, facts, (*notes, *proof.misses), proof.model_dump(mode="json", exclude={"golden"}))
+    return _Made(emitted, facts, (*emitted.notes, *notes, *proof.misses), proof.model_dump(mode="json", exclude={"golden"}))
 
 
 def _tried(

@@ -35,6 +35,7 @@ def write_onnx(
     *,
     precision: Precision,
     block_size: int = BLOCK_SIZE,
+    matrix_bits: int = 4,
     head_bits: int = 4,
     accuracy_level: int = 4,
     context_tokens: int,
@@ -48,6 +49,7 @@ def write_onnx(
         precision: "fp32" and "int4" for CPUs, "fp16-int4" for CUDA.
         block_size: columns that share a scale where floats are quantized, at most; a power of two from 16 to
             256. A matrix whose columns it does not divide gets the next smaller one that does.
+        matrix_bits: 4 or 8, for the other matrices of floats.
         head_bits: 4 or 8, for an embedding and a head of floats. 8 is nearer to the student; 4 is faster.
         accuracy_level: MatMulNBits' on CPUs: 4 computes in int8, 1 in float32.
         context_tokens: positions that the graph knows; prompts and answers together fit in it.
@@ -63,8 +65,9 @@ def write_onnx(
         raise UsageError(
             f"block_size is {block_size}, not a power of two from {SMALLEST_BLOCK} to {LARGEST_BLOCK}"
         )
-    if head_bits not in (4, 8):
-        raise UsageError(f"head_bits is {head_bits}; MatMulNBits takes 4 or 8")
+    for name, bits in (("matrix_bits", matrix_bits), ("head_bits", head_bits)):
+        if bits not in (4, 8):
+            raise UsageError(f"{name} is {bits}; MatMulNBits takes 4 or 8")
     if context_tokens < 1:
         raise UsageError(f"context_tokens is {context_tokens}; a context holds at least one")
     if threads is not None and threads < 1:
@@ -74,6 +77,7 @@ def write_onnx(
         element="float16" if cuda else "float32",
         quantized=precision != "fp32",
         block_size=block_size,
+        matrix_bits=matrix_bits,
         head_bits=head_bits,
         # CUDA's kernels have one accuracy.
         accuracy_level=0 if cuda else accuracy_level,

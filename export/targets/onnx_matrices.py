@@ -37,6 +37,8 @@ class GraphStyle:
     """Whether matrices are in blocks of integers."""
     block_size: int
     """Columns that share a scale, where floats are quantized."""
+    matrix_bits: int
+    """Of matrices of floats within the layers."""
     head_bits: int
     """Of the head and of the embedding, which are one matrix in many models."""
     accuracy_level: int
@@ -116,7 +118,11 @@ class GraphWriter:
 
     def part(self, module: str) -> Part:
         tensor, style = self._tensors[f"{module}.weight"], self._style
-        blocks = plan_blocks(tensor, bits=4, block_size=style.block_size) if style.quantized else None
+        blocks = (
+            plan_blocks(tensor, bits=style.matrix_bits, block_size=style.block_size)
+            if style.quantized
+            else None
+        )
         return Part(tensor, self._tensors.get(f"{module}.bias"), blocks)
 
     def _product(self, name: str, value: str, parts: Sequence[Part]) -> str:
