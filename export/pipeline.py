@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from pydantic import ValidationError
-
-from edgekit import __version__
-from edgekit.bundle.bundle import Bundle, seal
-from edgekit.bundle.manifest import (
-    ManifestFields,
-    PlanRecord,
-    ProfileRef,
-    SourceRecord,
-    format_utc,
-    release_number,
-)
+from edgekit.bundle.bundle import Bundle
+from edgekit.bundle.manifest import SourceRecord, release_number
 from edgekit.bundle.signing import SecretKey
-from edgekit.errors import ExportError, UsageError
+from edgekit.errors import ExportError
 from edgekit.facts import ModelFacts
 from edgekit.forecast import forecast
 from edgekit.gguf_header import read_gguf_header, shard_paths, stem_without_shard
-from edgekit.profiles import DeviceProfile, Format, profile_sha256
+from edgekit.profiles import DeviceProfile, Format
 from edgekit.weight_buffers import HeldWeights, held_weights
 from export.calibration_step import CalibrationChoice, importance_of
 from export.emit import Emitted, emit_gguf, emit_onnx, refuse_small_disk
@@ -36,6 +23,7 @@ from export.plan import ExportPlan, make_plan
 from export.progress import Progress, silent
 from export.proving import prove_export, refuse_misses, write_records
 from export.quantize import require_llama_cpp
+from export.sealing import Made, installed_versions, proof_fields, refuse_invalid, seal_export
 from export.student import CheckpointStudent, DecoderStudent, GgufStudent, as_checkpoint, open_student
 from export.student.provenance import checkpoint_name
 from export.tensor_plan import tensor_facts
@@ -43,7 +31,6 @@ from export.trial import try_gguf, try_onnx
 
 __all__ = ["export_bundle"]
 
-LICENSE_NAME: Final = "LICENSE"
 _TOOLS: Final = ("gguf", "llama-cpp-python", "numpy", "onnx", "onnxruntime", "tokenizers")
 
 
@@ -90,8 +77,8 @@ def export_bundle(
     now = clock()
     release = release_number(now) if release is None else release
     if name is not None:
-        _refuse_invalid(name=name)
-    _refuse_invalid(release=release)
+        refuse_invalid(name=name)
+    refuse_invalid(release=release)
     require_llama_cpp("trying the exported model")
     student = open_student(model, adapter=adapter)
     device = at_hand or profile
@@ -114,30 +101,19 @@ def export_bundle(
         refuse_small_disk(directory, plan)
         source = student.source(progress)
         made = _make(student, plan, profile, directory, source, calibration, name, progress, allow_loss)
-        if (text := student.license_text()) is not None:
-            (directory / LICENSE_NAME).write_text(text, encoding="utf-8")
-        fields = ManifestFields(
-            name=made.facts.name,
-            release=release,
-            created_utc=format_utc(now),
-            runtime=plan.runtime,
-            format=plan.format,
-            entry=made.emitted.entry,
-            model=made.facts,
-            profile=ProfileRef(name=profile.name, sha256=profile_sha256(profile)),
-            plan=PlanRecord(
-                quantization=plan.quantization,
-                conversion=made.emitted.conversion,
-                serve=plan.serve,
-                forecast=forecast(made.facts, device, plan.serve, held=_held(plan, device, directory, made)),
-                notes=(*plan.notes, *made.notes),
-            ),
+        sealed = seal_export(
+            directory,
+            made,
+            plan,
+            profile,
+            needs=forecast(made.facts, device, plan.serve, held=_held(plan, device, directory, made)),
             source=source,
-            tools=_tool_versions(),
-            proof=made.proof,
-        )
-        sealed = seal(
-            directory, fields, secret_key, progress=lambda done, total: progress("sealing", done, total)
+            license_text=student.license_text(),
+            release=release,
+            now=now,
+            tools=installed_versions(_TOOLS),
+            secret_key=secret_key,
+            progress=progress,
         )
         if made.emitted.conversion == "copied":
             assert isinstance(student, GgufStudent)
@@ -145,22 +121,12 @@ def export_bundle(
     return Bundle(out, sealed.manifest, sealed.digest, sealed.signed_by)
 
 
-def _held(plan: ExportPlan, device: DeviceProfile, directory: Path, made: _Made) -> HeldWeights | None:
+def _held(plan: ExportPlan, device: DeviceProfile, directory: Path, made: Made) -> HeldWeights | None:
     """Where the weights will be in memory, exactly, where the tensors and the CPU are known."""
     if plan.format != "gguf" or device.cpu.isa is None:
         return None
     tensors = read_gguf_header(directory / made.emitted.entry).tensors
     return held_weights(tensors, set(device.cpu.isa), on_gpu=plan.serve.gpu_layers > 0)
-
-
-@dataclass(frozen=True, slots=True)
-class _Made:
-    """What was written and tried."""
-
-    emitted: Emitted
-    facts: ModelFacts
-    notes: tuple[str, ...]
-    proof: dict[str, Any] | None
 
 
 def _make(
@@ -173,12 +139,12 @@ def _make(
     name: str,
     progress: Progress,
     allow_loss: bool,
-) -> _Made:
+) -> Made:
     """Write the model, try it, prove it."""
     if isinstance(student, GgufStudent) and plan.conversion == "keep":
         emitted = emit_gguf(student, plan, directory, source, importance=None, progress=progress)
         facts, notes = _tried(plan, directory, emitted, name, None, progress)
-        return _Made(emitted, facts, notes, None)
+        return Made(emitted, facts, notes, None)
     checkpoint: DecoderStudent = as_checkpoint(student) if isinstance(student, GgufStudent) else student
     importance = None
     if calibration is not None and any(step in plan.conversion for step in ("quantize", "repack")):
@@ -194,7 +160,7 @@ def _make(
     )
     refuse_misses(proof, allow_loss=allow_loss)
     write_records(proof, name, directory)
-    return _Made(emitted, facts, (*emitted.notes, *notes, *proof.misses), proof.model_dump(mode="json", exclude={"golden"}))
+    return Made(emitted, facts, (*emitted.notes, *notes, *proof.misses), proof_fields(proof))
 
 
 def _tried(
@@ -213,20 +179,6 @@ def _tried(
         tried = try_gguf(directory / emitted.entry, name, checkpoint)
     progress("trying the model", 1, 1)
     return tried
-
-
-def _refuse_invalid(**fields: Any) -> None:
-    """Ask the manifest's own rules now, not after hours of work."""
-    try:
-        ManifestFields.model_validate(fields)
-    except ValidationError as error:
-        for problem in error.errors(include_url=False):
-            field = str(problem["loc"][0])
-            if field in fields:
-                what = problem["msg"].removeprefix("Value error, ")
-                raise UsageError(
-                    f"{field} {fields[field]!r}: {what[:1].lower()}{what[1:]}", hint=f"give another --{field}"
-                ) from None
 
 
 def _refuse_loss(plan: ExportPlan, facts: ModelFacts, allow_loss: bool) -> None:
@@ -258,13 +210,5 @@ def _served_name(student: GgufStudent | CheckpointStudent) -> str:
             if name.lower().endswith(ending.lower()) and len(name) > len(ending):
                 name = name[: -len(ending)]
                 break
-    _refuse_invalid(name=name)
+    refuse_invalid(name=name)
     return name
-
-
-def _tool_versions() -> dict[str, str]:
-    tools = {"edgekit": __version__}
-    for name in _TOOLS:
-        with contextlib.suppress(PackageNotFoundError):
-            tools[name] = version(name)
-    return tools

@@ -16,18 +16,17 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from edgekit.errors import ExportError
 from edgekit.gguf_header import read_gguf_header
 from export.prompts_hard_text import CONVERSATIONS
 from export.quantize import require_llama_cpp
-from export.student.base import DecoderStudent
 from export.tokenizer_exam import Answer, Exam, Judge, first_difference, rendered
 from export.tokenizer_reference import TokenizerReference
 from export.tokenizer_worker import BEGUN_TEXT
 
-__all__ = ["check_gguf_tokenizer", "check_onnx_tokenizer"]
+__all__ = ["TokenizerSource", "check_gguf_tokenizer", "check_onnx_tokenizer"]
 
 _TIMEOUT_S: Final = 600
 # llama.h, enum llama_token_type: those that are found in text before it is split.
@@ -35,7 +34,17 @@ _CONTROL, _USER_DEFINED = 3, 4
 _TOKENIZER_PATTERNS: Final = ("tokenizer*.json", "special_tokens_map.json", "chat_template.*")
 
 
-def check_gguf_tokenizer(gguf: Path, checkpoint: DecoderStudent) -> tuple[str, ...]:
+class TokenizerSource(Protocol):
+    """A checkpoint, as far as its tokenizer goes."""
+
+    @property
+    def path(self) -> Path: ...
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """tokenizer.json and what else of its kind there is: name to content."""
+
+
+def check_gguf_tokenizer(gguf: Path, checkpoint: TokenizerSource) -> tuple[str, ...]:
     """Compare the tokenizer and the chat template in a GGUF, as llama.cpp reads them, with the checkpoint's.
 
     Returns:
@@ -66,7 +75,7 @@ def check_gguf_tokenizer(gguf: Path, checkpoint: DecoderStudent) -> tuple[str, .
     return (*judge.texts(answer), *judge.beginning(answer), *judge.chats(answer))
 
 
-def check_onnx_tokenizer(directory: Path, checkpoint: DecoderStudent) -> tuple[str, ...]:
+def check_onnx_tokenizer(directory: Path, checkpoint: TokenizerSource) -> tuple[str, ...]:
     """Compare the tokenizer files of an ONNX export with the checkpoint's.
 
     What follows from the files themselves, by jinja and Hugging Face's library, must be equal. Where there is

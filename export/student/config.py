@@ -157,7 +157,10 @@ def _architecture(path: Path, raw: dict[str, Any]) -> str:
     name = classes[0] if isinstance(classes, list) and classes else None
     known = ARCHITECTURES.get(name) if isinstance(name, str) else None
     if known is None:
-        _fail(path, f"the architecture is {name!r}; known are {', '.join(ARCHITECTURES)}")
+        raise ModelFileError(
+            f"{path}: the architecture is {name!r}; known are {', '.join(ARCHITECTURES)}",
+            hint="other decoders of float weights may go to ONNX: edgekit export --exporter optimum",
+        )
     return known
 
 
