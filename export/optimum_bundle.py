@@ -153,7 +153,9 @@ class _Checkpoint:
 def _open(model: Path) -> _Checkpoint:
     if not model.is_dir():
         what = "is a file" if model.exists() else "no such directory"
-        raise UsageError(f"{model}: {what}", hint="optimum exports a checkpoint: give its directory")
+        raise UsageError(
+            f"{model}: {what}", hint="give the directory of a checkpoint; hf download gets one from a hub"
+        )
     config = read_json(model / "config.json")
     refuse_unsupported(model, config)
     checkpoint = _Checkpoint(model, config, checkpoint_facts(model, config))

@@ -132,6 +132,8 @@ def export_with_optimum(
         if kept is not None:
             for path in floats.glob("model.onnx*"):
                 path.rename(kept / path.name)
+    for path in directory.glob("model.onnx*"):
+        path.chmod(0o644)  # onnx keeps its data to the user that wrote it
     for pattern in (*_COPIED, *_COPIED_TOO):
         for path in model.glob(pattern):
             shutil.copyfile(path, directory / path.name)

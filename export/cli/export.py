@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edgekit.cli.json_output import json_document
+from edgekit.errors import UsageError
 
 if TYPE_CHECKING:
     from edgekit.bundle.bundle import Bundle
@@ -45,6 +48,17 @@ def export(
     password_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Its first line decrypts the secret key.")
     ] = None,
+    exporter: Annotated[
+        str,
+        typer.Option(
+            metavar="E",
+            help="own; or optimum: ONNX of any decoder architecture that optimum knows, "
+            "in an environment of its own, which the first run makes.",
+        ),
+    ] = "own",
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Fetch nothing: optimum's environment must be there already.")
+    ] = False,
     name: Annotated[str | None, typer.Option(help="Name that the model is served under.")] = None,
     release: Annotated[
         int | None, typer.Option(metavar="N", help="Number that grows with every release; default: the time.")
@@ -61,23 +75,21 @@ def export(
     from edgekit.profiles import load_profile
     from export.cli.interrupt import interrupt_on_sigterm
     from export.cli.plan import known_format
-    from export.pipeline import export_bundle
     from export.progress import silent, stream_progress
     from export.this_machine import of_this_machine
 
     interrupt_on_sigterm()
     with json_document(as_json) as document:
+        export_bundle = _exporter(exporter, adapter, _calibration(calibration), offline=offline)
         device = load_profile(profile)
         bundle = export_bundle(
             model,
             device,
             out,
             at_hand=of_this_machine(device),
-            adapter=adapter,
             secret_key=_secret_key(sign_key, password_file),
             quantization=quantization,
             format=known_format(export_format),
-            calibration=_calibration(calibration),
             name=name,
             release=release,
             allow_loss=allow_loss,
@@ -86,6 +98,28 @@ def export(
         document.update(_facts(bundle))
     if not as_json:
         _report(bundle)
+
+
+def _exporter(
+    name: str, adapter: Path | None, calibration: CalibrationChoice | None, *, offline: bool
+) -> Callable[..., Bundle]:
+    """The function that makes the bundle, with the options that only it takes."""
+    if name == "own":
+        from export.pipeline import export_bundle
+
+        return partial(export_bundle, adapter=adapter, calibration=calibration)
+    if name != "optimum":
+        raise UsageError(f"no exporter {name!r}", hint="exporters: own, optimum")
+    if adapter is not None:
+        raise UsageError(
+            "optimum merges no LoRA",
+            hint="merge it before, with peft's merge_and_unload, and leave out --adapter",
+        )
+    if calibration is not None:
+        raise UsageError("onnxruntime's quantizer takes no importance matrix", hint="leave --calibration out")
+    from export.optimum_bundle import export_bundle_with_optimum
+
+    return partial(export_bundle_with_optimum, offline=offline)
 
 
 def _secret_key(path: Path | None, password_file: Path | None) -> SecretKey | None:
