@@ -16,7 +16,7 @@ from edgekit.bundle.manifest import SourceRecord
 from edgekit.errors import ExportError
 from edgekit.gguf_header import numbered
 from edgekit.profiles import DeviceProfile
-from export.plan import ExportPlan
+from export.plan.decide import ExportPlan
 from export.progress import Progress
 from export.quantize import quantize_gguf
 from export.student import GgufStudent

@@ -16,17 +16,17 @@ from edgekit.forecast import forecast
 from edgekit.gguf_header import read_gguf_header, shard_paths, stem_without_shard
 from edgekit.profiles import DeviceProfile, Format
 from edgekit.weight_buffers import HeldWeights, held_weights
-from export.calibration_step import CalibrationChoice, importance_of
+from export.calibration.step import CalibrationChoice, importance_of
 from export.emit import Emitted, emit_gguf, emit_onnx, refuse_small_disk
 from export.new_directory import directory_that_appears_at, refuse_existing
-from export.plan import ExportPlan, make_plan
+from export.plan.decide import ExportPlan, make_plan
+from export.plan.tensors import tensor_facts
 from export.progress import Progress, silent
-from export.proving import prove_export, refuse_misses, write_records
+from export.quality.step import prove_export, refuse_misses, write_records
 from export.quantize import require_llama_cpp
 from export.sealing import Made, installed_versions, proof_fields, refuse_invalid, seal_export
 from export.student import CheckpointStudent, DecoderStudent, GgufStudent, as_checkpoint, open_student
 from export.student.provenance import checkpoint_name
-from export.tensor_plan import tensor_facts
 from export.trial import try_gguf, try_onnx
 
 __all__ = ["export_bundle"]

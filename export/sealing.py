@@ -21,9 +21,9 @@ from edgekit.facts import ModelFacts
 from edgekit.forecast import Forecast
 from edgekit.profiles import DeviceProfile, profile_sha256
 from export.emit import Emitted
-from export.plan import ExportPlan
+from export.plan.decide import ExportPlan
 from export.progress import Progress
-from export.proof_record import Proof
+from export.quality.record import Proof
 
 __all__ = ["LICENSE_NAME", "Made", "installed_versions", "proof_fields", "refuse_invalid", "seal_export"]
 

@@ -10,7 +10,7 @@ from edgekit.errors import ModelFileError
 from edgekit.facts import ModelFacts
 from edgekit.gguf_header import GgufHeader, model_facts, read_gguf_header, validate_model
 from export.student.base import DecoderStudent
-from export.tokenizer_guard import check_gguf_tokenizer, check_onnx_tokenizer
+from export.tokenizer_guard.guard import check_gguf_tokenizer, check_onnx_tokenizer
 
 __all__ = ["try_gguf", "try_onnx"]
 

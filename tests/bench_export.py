@@ -34,7 +34,7 @@ import sys
 from pathlib import Path
 from export.student import open_student
 from export.targets.gguf import write_gguf
-from export.tensor_plan import plan_tensors, tensor_facts
+from export.plan.tensors import plan_tensors, tensor_facts
 student = open_student(Path(sys.argv[1]))
 plan = plan_tensors(tensor_facts(student.tensors()), student.facts, sys.argv[3])
 write_gguf(student, Path(sys.argv[2]), plan, sys.argv[3])

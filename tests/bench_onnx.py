@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from export.onnx_session import OnnxDecoder
+from export.runtimes.onnx_session import OnnxDecoder
 from export.student import open_student
 from export.targets.onnx import write_onnx
 

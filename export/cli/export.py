@@ -15,7 +15,7 @@ from edgekit.errors import UsageError
 if TYPE_CHECKING:
     from edgekit.bundle.bundle import Bundle
     from edgekit.bundle.signing import SecretKey
-    from export.calibration_step import CalibrationChoice
+    from export.calibration.step import CalibrationChoice
 
 __all__ = ["export"]
 
@@ -117,7 +117,7 @@ def _exporter(
         )
     if calibration is not None:
         raise UsageError("onnxruntime's quantizer takes no importance matrix", hint="leave --calibration out")
-    from export.optimum_bundle import export_bundle_with_optimum
+    from export.optimum.bundle import export_bundle_with_optimum
 
     return partial(export_bundle_with_optimum, offline=offline)
 
@@ -133,7 +133,7 @@ def _secret_key(path: Path | None, password_file: Path | None) -> SecretKey | No
 def _calibration(choice: str | None) -> CalibrationChoice | None:
     if choice is None:
         return None
-    from export.calibration_step import CalibrationChoice
+    from export.calibration.step import CalibrationChoice
 
     return CalibrationChoice(None if choice == "own" else Path(choice))
 

@@ -13,7 +13,7 @@ from edgekit.errors import UsageError
 
 if TYPE_CHECKING:
     from edgekit.profiles import DeviceProfile, Format
-    from export.plan import ExportPlan
+    from export.plan.decide import ExportPlan
 
 __all__ = ["known_format", "plan"]
 
@@ -35,9 +35,9 @@ def plan(
 ) -> None:
     """Show format, quantization, memory and speed of MODEL on a device. Writes nothing."""
     from edgekit.profiles import load_profile
-    from export.plan import make_plan
+    from export.plan.decide import make_plan
+    from export.plan.tensors import tensor_facts
     from export.student import GgufStudent, open_student
-    from export.tensor_plan import tensor_facts
     from export.this_machine import of_this_machine
 
     with json_document(as_json) as document:

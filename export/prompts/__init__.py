@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from export.student.base import DecoderStudent
-from export.tokenizer_reference import TokenizerReference
+from export.tokenizer_guard.reference import TokenizerReference
 
 __all__ = [
     "SEQUENCE_TOKENS",

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 
 from edgekit.errors import ExportError, MissingExtraError
 from edgekit.gguf_header.tensor_types import FILE_TYPES
+from export.plan.tensors import TensorPlan, plan_tensors, tensor_facts
 from export.progress import Progress, silent
 from export.student.base import Array, DecoderStudent
 from export.targets.gguf_metadata import add_metadata, add_rope, add_tokenizer
 from export.targets.gguf_names import gguf_name
 from export.targets.gguf_rows import converted_rows
-from export.tensor_plan import TensorPlan, plan_tensors, tensor_facts
 
 try:
     import gguf

@@ -1,4 +1,4 @@
-"""Packs a student's own integers into ggml's blocks, by numpy alone. What fits where: export/repacking.py."""
+"""Packs a student's own integers into ggml's blocks, by numpy alone. What fits: export/plan/repacking.py."""
 
 from __future__ import annotations
 

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.errors import ModelFileError
+from export.plan.tensors import TensorPlan
 from export.student.base import Array, StudentTensor, as_float32, first_non_finite
 from export.student.config import CheckpointConfig
 from export.targets.ggml import quantize_rows
 from export.targets.gguf_packing import pack_rows
-from export.tensor_plan import TensorPlan
 
 __all__ = ["converted_rows"]
 

@@ -20,9 +20,9 @@ import onnx
 from onnx import helper
 
 from edgekit.errors import ExportError
-from export.rotary import make_rotary
 from export.student.base import DecoderStudent, StudentTensor
 from export.student.config import CheckpointConfig
+from export.student.rotary import make_rotary
 from export.targets.onnx_data import ELEMENT_TYPES, Put, WeightFile
 from export.targets.onnx_matrices import GraphStyle, GraphWriter, Part
 from export.targets.onnx_weights import plan_blocks, row_chunks

@@ -12,7 +12,7 @@ import pytest
 from edgekit.facts import ModelFacts
 from edgekit.forecast import MIB, forecast
 from edgekit.profiles import ServeSettings, load_profile, profiles_directory
-from export.quantization_mix import quantized_facts, tensor_types
+from export.plan.quantization_mix import quantized_facts, tensor_types
 
 CONTEXT_TOKENS = 1024
 """Benchmarks fill a few hundred tokens: half of this is what the forecast reads."""

@@ -9,7 +9,7 @@ import pytest
 
 from edgekit.gguf_header import model_facts, read_gguf_header
 from edgekit.weight_buffers import copy_bytes, estimate_weights, held_weights, isa_of_build
-from export.quantization_mix import QUANTIZATIONS, tensor_types
+from export.plan.quantization_mix import QUANTIZATIONS, tensor_types
 
 MIB = 1024 * 1024
 AMX = frozenset({"avx2", "avx512f", "avx512_vnni", "amx_int8"})

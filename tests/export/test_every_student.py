@@ -16,7 +16,7 @@ from edgekit.bundle.bundle import verify_bundle
 from edgekit.errors import ExportError
 from edgekit.gguf_header import read_gguf_header
 from edgekit.profiles import ProofOverride, load_profile
-from export.calibration_step import CalibrationChoice
+from export.calibration.step import CalibrationChoice
 from export.pipeline import export_bundle
 from export.student import open_student
 

@@ -17,19 +17,21 @@ from live_server import running_server, wait_until_ready
 from edgekit.bundle.bundle import Bundle, seal, verify_bundle
 from edgekit.bundle.manifest import ManifestFields, PlanRecord, ProfileRef
 from edgekit.engine.llama import LlamaRunner
+from edgekit.engine.llama_library import built_isa
 from edgekit.engine.probe import probe_model
 from edgekit.errors import IntegrityError, ModelFileError
 from edgekit.gguf_header import first_shard, read_gguf_header
 from edgekit.profiles import ServeSettings, load_profile
 from edgekit.server.loading import load_bundle
+from edgekit.weight_buffers import held_weights
 from export.emit import Emitted, emit_gguf
-from export.llama_session import LlamaSession
-from export.plan import ExportPlan, make_plan
+from export.plan.decide import ExportPlan, make_plan
+from export.plan.tensors import plan_tensors, tensor_facts
 from export.progress import silent
 from export.quantize import quantize_gguf
+from export.runtimes.llama_session import LlamaSession
 from export.student import CheckpointStudent, GgufStudent, open_student
 from export.targets.gguf import write_gguf
-from export.tensor_plan import plan_tensors, tensor_facts
 
 SETTINGS = ServeSettings(threads=1, context_tokens=256, slots=1, batch_tokens=64, ubatch_tokens=64)
 
@@ -104,18 +106,29 @@ def test_shards__logits_and_answers_are_those_of_the_single_file(written: Writte
     assert answers == sharded_answers and len(answers[0]) > 0
 
 
-def test_llama_runner__mapped_pages_of_all_shards_are_given_back(written: Written) -> None:
-    runner = LlamaRunner(written.shards[0], SETTINGS)
+def _mapped(path: Path) -> set[str]:
+    """Files of a model that are mapped while it is loaded."""
+    runner = LlamaRunner(path, SETTINGS)
     try:
-        mapped = {
-            entry.path: entry.rss
-            for entry in psutil.Process().memory_maps()
-            if first_shard(Path(entry.path)) == Path(os.path.realpath(written.shards[0]))
-        }
+        maps = psutil.Process().memory_maps()
+        return {entry.path for entry in maps if first_shard(Path(entry.path)) == Path(os.path.realpath(path))}
     finally:
         runner.close()
-    assert set(mapped) == {os.path.realpath(path) for path in written.shards}
-    assert sum(mapped.values()) == 0
+
+
+def test_llama_runner__all_shards_are_mapped(written: Written) -> None:
+    assert _mapped(written.shards[0]) == {os.path.realpath(path) for path in written.shards}
+
+
+def test_llama_runner__weights_that_are_copied_are_not_mapped_as_well(
+    written: Written, tmp_path: Path
+) -> None:
+    # Every build that rearranges anything rearranges Q4_0.
+    quantize_gguf(written.single, tmp_path / "model.gguf", "Q4_0", threads=1)
+    isa = built_isa()
+    assert isa is not None
+    copied = held_weights(read_gguf_header(tmp_path / "model.gguf").tensors, set(isa)).copied_bytes > 0
+    assert bool(_mapped(tmp_path / "model.gguf")) is not copied
 
 
 def test_quantize_gguf__of_the_first_shard_is_that_of_the_single_file(

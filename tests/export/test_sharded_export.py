@@ -13,9 +13,9 @@ from edgekit.gguf_header import read_gguf_header
 from edgekit.profiles import load_profile
 from export import emit
 from export.pipeline import export_bundle
+from export.plan.tensors import plan_tensors, tensor_facts
 from export.student import CheckpointStudent, open_student
 from export.targets.gguf import write_gguf
-from export.tensor_plan import plan_tensors, tensor_facts
 
 
 @pytest.fixture

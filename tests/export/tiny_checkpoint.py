@@ -164,7 +164,7 @@ def small_tokenizer() -> dict[str, Any]:
                 "id": len(texts) + index,
                 "content": text,
                 "special": "think" not in text,
-                **{flag: False for flag in ("single_word", "lstrip", "rstrip", "normalized")},
+                **dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False),
             }
             for index, text in enumerate(added)
         ],

@@ -16,15 +16,15 @@ import pytest
 
 from edgekit.errors import ModelFileError
 from edgekit.gguf_header import read_gguf_header
-from export.rotary import make_rotary
+from export.plan.tensors import plan_tensors, tensor_facts
 from export.student.base import StudentTensor
 from export.student.config import CheckpointConfig, read_config
 from export.student.gguf_checkpoint import GgufCheckpoint, as_checkpoint
 from export.student.gguf_file import GgufStudent, open_gguf
+from export.student.rotary import make_rotary
 from export.student.safetensors_dir import CheckpointStudent, open_checkpoint
 from export.targets.ggml import dequantize_rows, quantize_rows
 from export.targets.gguf import write_float_gguf, write_gguf
-from export.tensor_plan import plan_tensors, tensor_facts
 
 FAMILIES = ("R1-Tiny-Llama-1M", "R1-Tiny-Qwen2", "R1-0528-Tiny-Qwen3")
 SLICES = (slice(None), slice(0, 1), slice(5, 40), slice(17, 18), slice(-3, None), slice(2, 60, 9))

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from edgekit.errors import ModelFileError
+from export.plan.tensors import plan_tensors, tensor_facts
 from export.student import CheckpointStudent, GgufStudent, open_student
 from export.student.provenance import files_sha256
 from export.targets.gguf import write_gguf
-from export.tensor_plan import plan_tensors, tensor_facts
 
 Write = Callable[..., list[Path]]
 

@@ -17,13 +17,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from edgekit.engine.llama_library import load_library
 from edgekit.errors import ModelFileError
 from edgekit.gguf_header import read_gguf_header
-from export.prompts_hard_text import HARD_TEXTS, UNNORMALIZED_TEXTS
 from export.student.byte_level_bpe import encode
 from export.student.gguf_pretokenizers import PRETOKENIZERS
 from export.student.gguf_tokenizer import tokenizer_files, tokenizer_from_gguf
 from export.student.safetensors_dir import open_checkpoint
 from export.student.tokenizer import read_tokenizer
 from export.targets.gguf import write_float_gguf
+from export.tokenizer_guard.hard_text import HARD_TEXTS, UNNORMALIZED_TEXTS
 
 SPECIALS = "<|im_start|>user\n您好<|im_end|>\n<think> </think><｜User｜>x<｜end▁of▁sentence｜><|endoftext|>"
 UNMERGED = "one zyxwv two"  # "\u0120zyxwv" is a token that no merge leads to

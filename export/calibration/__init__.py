@@ -1,0 +1,1 @@
+"""Which of a student's columns matter: texts, its activations on them, the importance matrix."""

@@ -1,0 +1,1 @@
+"""What a student becomes on a device: format, quantization, types of its tensors, settings. Pure."""

@@ -1,0 +1,1 @@
+"""Artifacts in the runtimes that devices have: logits for every position, and answers."""
