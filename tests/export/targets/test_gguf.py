@@ -9,10 +9,11 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from written_checkpoint import write_as_checkpoint
 
 from edgekit.errors import ExportError, ModelFileError
 from edgekit.gguf_header import read_gguf_header, validate_model
-from export.student import CheckpointStudent, open_student
+from export.student import CheckpointStudent, GgufStudent, as_checkpoint, open_student
 from export.targets.gguf import gguf_name, write_float_gguf
 
 FAMILIES = ("R1-Tiny-Llama-1M", "R1-Tiny-Qwen2", "R1-0528-Tiny-Qwen3")
@@ -34,7 +35,22 @@ def test_write_float_gguf__equals_llama_cpps_converter(
 ) -> None:
     path = tmp_path / "model.gguf"
     write_float_gguf(_open(r1_family(family)), path)
-    expected = json.loads((golden.HERE / f"{family}.json").read_text(encoding="utf-8"))
+    _assert_golden(path, family, golden, monkeypatch)
+
+
+def test_write_float_gguf__of_a_real_model_equals_llama_cpps_converter(
+    student: Path, golden: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = open_student(student)
+    assert isinstance(real, GgufStudent)
+    checkpoint = write_as_checkpoint(as_checkpoint(real), tmp_path / "SmolLM2-135M-Instruct")
+    path = tmp_path / "model.gguf"
+    write_float_gguf(_open(checkpoint), path)
+    _assert_golden(path, "SmolLM2-135M-Instruct", golden, monkeypatch)
+
+
+def _assert_golden(path: Path, name: str, golden: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = json.loads((golden.HERE / f"{name}.json").read_text(encoding="utf-8"))
     with monkeypatch.context() as patch:
         # GGUFReader slices its file a million times for the vocabulary: a memmap takes thrice as long.
         patch.setattr(np, "memmap", lambda file, mode: np.fromfile(file, dtype=np.uint8))
@@ -42,8 +58,8 @@ def test_write_float_gguf__equals_llama_cpps_converter(
     # Part by part, so that a failure names the key or the tensor.
     for part in ("metadata", "tensors"):
         assert list(written[part]) == list(expected[part])
-        for name, value in expected[part].items():
-            assert written[part][name] == value, name
+        for key, value in expected[part].items():
+            assert written[part][key] == value, key
     validate_model(read_gguf_header(path))
 
 
