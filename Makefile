@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test pytest lint types other-pythons bench clean
+.PHONY: help setup demo test pytest lint types other-pythons bench bench-export clean
 
 help: ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,12 @@ other-pythons: setup ## Run edgekit's tests on the other Pythons that devices ha
 bench: setup ## Compare with llama.cpp's own programs (builds them the first time)
 	@built=$$($(BIN)/edgekit runtime build --profile $(PROFILE) --tools) && \
 	    $(BIN)/python tests/bench_peers.py --tools "$$(printf '%s\n' "$$built" | tail -n 1)"
+
+bench-export: setup ## Compare exports with llama.cpp's converter and onnxruntime-genai's builder (fetches torch)
+	@built=$$($(BIN)/edgekit runtime build --profile $(PROFILE) --tools) && \
+	    $(BIN)/python tests/bench_export.py --llama-quantize "$$(printf '%s\n' "$$built" | tail -n 1)/llama-quantize"
+	@$(BIN)/python tests/bench_onnx.py
+	@$(BIN)/python tests/bench_onnx.py --threads 2
 
 clean: ## Remove what make made here; the user's cache stays
 	rm -rf .venv .venv-* build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

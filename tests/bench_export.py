@@ -1,13 +1,13 @@
 """Times the export beside llama.cpp's own way: convert_hf_to_gguf.py and then llama-quantize.
 
-    python tests/bench_export.py --work DIR --llama-cpp SOURCE --llama-quantize PROGRAM \\
-        --converter-python PYTHON
+    make bench-export
+    python tests/bench_export.py --llama-quantize PROGRAM [--work DIR] [--layers N] [--rounds N]
 
-SOURCE is a source tree of llama.cpp (the llama-cpp-python sdist has one in vendor/llama.cpp); PYTHON one that
-has torch and transformers for its converter. A student of R1-Distill-Qwen-1.5B's shape with random BF16
-weights is written to DIR first (3.6 GB; with --layers fewer), and one as GPTQ packs it. Every program runs in
-its own process, in turn; its peak memory is what the kernel says of it (VmHWM), and of that what is not of
-mapped files (sampled RssAnon).
+PROGRAM comes from `edgekit runtime build --tools`; the converter from the llama-cpp-python sdist, run in an
+environment of its own with torch. A student of R1-Distill-Qwen-1.5B's shape with random BF16 weights is
+written to DIR first (3.6 GB; with --layers fewer), and one as GPTQ packs it. Every program runs in its own
+process, in turn; its peak memory is what the kernel says of it (VmHWM), and of that what is not of mapped
+files (sampled RssAnon).
 """
 
 from __future__ import annotations
@@ -26,6 +26,12 @@ from pathlib import Path
 
 import numpy as np
 
+from export.cache import cache_directory
+from export.progress import stream_progress
+from export.tool_venv import ensure_tool_venv
+from export.toolchain.release import fetch_source_archive, unpacked_source
+
+CONVERTER = ("torch==2.13.0", "transformers==5.5.1", "sentencepiece", "safetensors", "numpy", "pyyaml")
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
 WIDTH, FFN, HEADS, KV_HEADS, VOCABULARY = 1536, 8960, 12, 2, 151936
 
@@ -197,14 +203,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--llama-cpp", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("build/bench-export"))
     parser.add_argument("--llama-quantize", type=Path, required=True)
-    parser.add_argument("--converter-python", type=Path, required=True)
     parser.add_argument("--layers", type=int, default=28)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
+    converter_python = ensure_tool_venv("converter", CONVERTER, progress=stream_progress())
+    with unpacked_source(fetch_source_archive(cache_directory())) as source:
+        compare(given, source / "vendor" / "llama.cpp" / "convert_hf_to_gguf.py", converter_python)
+
+
+def compare(given: argparse.Namespace, converter: Path, converter_python: Path) -> None:
     floats = make_student(given.work / f"bf16-{given.layers}", given.layers, gptq=False)
     packed = make_student(given.work / f"gptq-{given.layers}", given.layers, gptq=True)
     out, theirs, quantized = (given.work / name for name in ("ours.gguf", "bf16.gguf", "theirs.gguf"))
@@ -215,11 +225,10 @@ def main() -> None:
 
     for _ in range(given.rounds):
         take("edgekit, BF16 to Q4_K_M", sys.executable, "-c", WRITE, floats, out, "Q4_K_M")
-        convert = given.llama_cpp / "convert_hf_to_gguf.py"
         take(
             "convert_hf_to_gguf",
-            given.converter_python,
-            convert,
+            converter_python,
+            converter,
             floats,
             "--outfile",
             theirs,
@@ -230,11 +239,11 @@ def main() -> None:
         take("edgekit, GPTQ to Q4_0", sys.executable, "-c", WRITE, packed, out, "Q4_0")
         take("copy of the GPTQ file", sys.executable, "-c", COPY, packed / "model.safetensors", quantized)
     figures = {label: show(label, values) for label, values in runs.items()}
-    ours, converter = figures["edgekit, BF16 to Q4_K_M"], figures["convert_hf_to_gguf"]
+    ours, converted = figures["edgekit, BF16 to Q4_K_M"], figures["convert_hf_to_gguf"]
     quantizer = figures["llama-quantize, to Q4_K_M"]
-    seconds = ours[0] / (converter[0] + quantizer[0])
-    peak = ours[1] / max(converter[1], quantizer[1])
-    anonymous = ours[2] / max(converter[2], quantizer[2])
+    seconds = ours[0] / (converted[0] + quantizer[0])
+    peak = ours[1] / max(converted[1], quantizer[1])
+    anonymous = ours[2] / max(converted[2], quantizer[2])
     sys.stdout.write(
         f"BF16 to Q4_K_M: {seconds:.2f} x the time, {peak:.2f} x the peak memory, "
         f"{anonymous:.2f} x the anonymous\n"

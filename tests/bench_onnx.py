@@ -1,9 +1,11 @@
 """Our int4 ONNX against what onnxruntime-genai's own builder makes of the same checkpoint, on this CPU.
 
-    python tests/bench_onnx.py CHECKPOINT --builder-python PYTHON [--rounds N] [--threads N]
+    make bench-export
+    python tests/bench_onnx.py [CHECKPOINT] [--rounds N] [--threads N]
 
-CHECKPOINT is a Hugging Face directory of floats. PYTHON is one that has onnxruntime-genai, onnx-ir, torch and
-transformers 5: it runs `-m onnxruntime_genai.models.builder -p int4 -e cpu`, block 32, accuracy level 4.
+CHECKPOINT is a Hugging Face directory of floats; by default the sample student, dequantized. The builder,
+`-m onnxruntime_genai.models.builder -p int4 -e cpu`, block 32, accuracy level 4, runs in an environment of
+its own with torch and transformers 5. --threads gives all the same number; otherwise genai chooses.
 
 Both are decoded in one process, in turn, so that whatever else the machine does hits both. Each round
 prefills a prompt of its own and decodes; every token is timed. Reported are the medians, the fastest tenth
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,10 +27,17 @@ from typing import Any
 
 import numpy as np
 
+from export.progress import stream_progress
 from export.runtimes.onnx_session import OnnxDecoder
-from export.student import open_student
+from export.sample_student import fetch_sample_student
+from export.student import GgufStudent, as_checkpoint, open_student
 from export.targets.onnx import write_onnx
+from export.tool_venv import ensure_tool_venv
 
+sys.path.insert(0, str(Path(__file__).parent / "support"))
+from written_checkpoint import write_as_checkpoint
+
+BUILDER = ("torch==2.13.0", "transformers==5.5.1", "onnxruntime-genai==0.18.0", "onnx-ir", "onnx==1.23.2")
 CONTEXT_TOKENS = 1024
 PROMPT_TOKENS = 128
 DECODED_TOKENS = 64
@@ -100,17 +110,24 @@ def summary(times: Times) -> dict[str, float]:
     }
 
 
+def sample_checkpoint(directory: Path) -> Path:
+    sample = open_student(fetch_sample_student())
+    assert isinstance(sample, GgufStudent)
+    return write_as_checkpoint(as_checkpoint(sample), directory)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--builder-python", required=True)
+    parser.add_argument("checkpoint", type=Path, nargs="?")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--threads", type=int)
     arguments = parser.parse_args()
-    student: Any = open_student(arguments.checkpoint)
+    python = ensure_tool_venv("genai-builder", BUILDER, progress=stream_progress())
     with tempfile.TemporaryDirectory() as scratch:
+        checkpoint = arguments.checkpoint or sample_checkpoint(Path(scratch) / "SmolLM2-135M-Instruct")
+        student: Any = open_student(checkpoint)
         builder, ours, ours_8 = (Path(scratch) / name for name in ("builder", "ours", "ours-head-8"))
-        build_with_genai(arguments.builder_python, arguments.checkpoint, builder)
+        build_with_genai(str(python), checkpoint, builder)
         for directory, head_bits in ((ours, 4), (ours_8, 8)):
             directory.mkdir()
             began = time.perf_counter()
