@@ -18,23 +18,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.errors import ModelFileError
 from export.student.base import StudentTensor, as_float32
-from export.student.gptq import (
-    DynamicRules,
-    check_parts,
-    check_scales,
-    group_columns,
-    part,
-    row_span,
-    storage_format,
-)
 from export.student.integers import IntegerLayout, IntegerMatrix
+from export.student.packed_parts import check_parts, check_scales, is_packed, part, row_span
+from export.student.packed_settings import DynamicRules, PackedSettings
 from export.student.weight_reader import FLOAT_STORAGE, Parts
 
 __all__ = ["AwqReader", "open_reader"]
@@ -64,20 +57,15 @@ class AwqReader:
     ignored_suffixes: Final[tuple[str, ...]] = ()
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        self._path = path
-        self._settings = settings
+        self._settings = PackedSettings(path, settings, AGAIN_HINT)
         self._dynamic = DynamicRules(path, settings)
         for overrides in ({}, *self._dynamic.overrides()):
             self._group_size(overrides)
 
     def weight(self, module: str, shape: tuple[int, ...], parts: Parts) -> StudentTensor | None:
-        if "weight" in parts and "qweight" not in parts:
+        if not is_packed(parts):
             return None
-        overrides = self._dynamic.for_module(module)
-        if overrides is None:
-            raise ModelFileError(
-                f"module '{module}' is packed, but quantization_config.dynamic has it in float"
-            )
+        overrides = self._dynamic.for_packed(module)
         if module.endswith("embed_tokens"):
             raise ModelFileError(
                 f"module '{module}': the embedding is packed by AWQ, which is not read", hint=AGAIN_HINT
@@ -88,22 +76,17 @@ class AwqReader:
 
     def _group_size(self, overrides: Mapping[str, Any]) -> int:
         """Checks the settings. -1: one group a row."""
-        settings = {**self._settings, **overrides}
-        path = self._path
-        name = storage_format(path, settings, ("version", "format", "checkpoint_format"), default="gemm")
+        settings = self._settings.replaced(overrides)
+        name = settings.storage_format(("version", "format", "checkpoint_format"), default="gemm")
         if settings.get("backend") == "llm-awq":
             name = "llm-awq"
         if name != "gemm":
-            _fail(path, f"the version is {name!r}; only 'gemm' is known")
+            settings.fail(f"the version is {name!r}; only 'gemm' is known")
         bits = settings.get("bits", settings.get("w_bit"))
         if bits != BITS or type(bits) is not int:
-            _fail(path, f"bits is {bits!r}; AWQ is read with {BITS}")
-        words = settings.get("pack_dtype") or "int32"
-        if words not in ("int32", "torch.int32"):
-            _fail(path, f"pack_dtype is {words!r}; only int32 is known")
-        if settings.get("rotation"):
-            _fail(path, f"rotation is {settings['rotation']!r}, which is not read")
-        return group_columns(path, settings, "q_group_size" if "q_group_size" in settings else "group_size")
+            settings.fail(f"bits is {bits!r}; AWQ is read with {BITS}")
+        settings.refuse_unknown_packing("rotation")
+        return settings.group_columns("q_group_size" if "q_group_size" in settings.values else "group_size")
 
 
 def open_reader(path: Path, settings: Mapping[str, Any]) -> AwqReader:
@@ -199,7 +182,3 @@ def _rows(low: NDArray[np.int32], high: NDArray[np.int32]) -> NDArray[np.uint8]:
         for octet, column in enumerate(columns):
             rows[:, column] = octets[..., octet]
     return rows.reshape(low.shape[0] * PER_WORD, low.shape[1])
-
-
-def _fail(path: Path, problem: str) -> NoReturn:
-    raise ModelFileError(f"{path}: quantization_config: {problem}", hint=AGAIN_HINT)

@@ -24,33 +24,25 @@ Source: `pack_block` and `dequantize_weight` (nn_modules/qlinear/__init__.py), `
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.errors import ModelFileError
-from export.student.base import StudentTensor, as_float32, first_non_finite
+from export.student.base import StudentTensor, as_float32
 from export.student.bit_packing import PACKED_BITS, unpack, word_count
-from export.student.integers import IntegerLayout, IntegerMatrix, scales_fit_f16
+from export.student.integers import IntegerLayout, IntegerMatrix
+from export.student.packed_parts import check_parts, check_scales, is_packed, part, row_span
+from export.student.packed_settings import DynamicRules, PackedSettings
 from export.student.safetensors_file import StoredTensor
 from export.student.weight_reader import FLOAT_STORAGE, Parts
 
-__all__ = [
-    "DynamicRules",
-    "GptqReader",
-    "check_parts",
-    "check_scales",
-    "group_columns",
-    "open_reader",
-    "part",
-    "row_span",
-    "storage_format",
-]
+__all__ = ["GptqReader", "open_reader"]
 
 AGAIN_HINT: Final = (
     "save it again in the format 'gptq' or 'gptq_v2' with GPTQModel, "
@@ -80,47 +72,6 @@ class _Packing:
     """What the config says of it."""
 
 
-class DynamicRules:
-    """GPTQModel's `dynamic`: settings by patterns of module names, of which the first that matches holds.
-
-    Keys are regular expressions matched from the start of the name, after "+:" or nothing; after "-:" they
-    name modules that stay float. Values replace settings such as `bits` and `group_size`.
-    """
-
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        """`path`: of the config, for errors.
-
-        Raises:
-            ModelFileError: `dynamic` is no mapping of valid patterns to settings.
-        """
-        dynamic = settings.get("dynamic") or {}
-        if not isinstance(dynamic, Mapping):
-            raise ModelFileError(f"{path}: quantization_config.dynamic is {dynamic!r}, not an object")
-        self._rules: list[tuple[re.Pattern[str], Mapping[str, Any] | None]] = []
-        for key, overrides in dynamic.items():
-            keeps_float = key.startswith("-:")
-            if not isinstance(overrides, Mapping):
-                raise ModelFileError(f"{path}: quantization_config.dynamic[{key!r}] is not an object")
-            try:
-                pattern = re.compile(key.removeprefix("-:").removeprefix("+:"))
-            except re.error as error:
-                raise ModelFileError(
-                    f"{path}: the pattern {key!r} in dynamic is not valid: {error}"
-                ) from error
-            self._rules.append((pattern, None if keeps_float else overrides))
-
-    def overrides(self) -> Iterable[Mapping[str, Any]]:
-        """The settings of all rules."""
-        return (overrides for _, overrides in self._rules if overrides is not None)
-
-    def for_module(self, module: str) -> Mapping[str, Any] | None:
-        """Settings that replace the general ones for `module`; None: it stays float."""
-        for pattern, overrides in self._rules:
-            if pattern.match(module):
-                return overrides
-        return {}
-
-
 class GptqReader:
     """Reads the modules of one GPTQ checkpoint. Satisfies `WeightReader`."""
 
@@ -128,20 +79,15 @@ class GptqReader:
     ignored_suffixes: Final[tuple[str, ...]] = ()
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        self._path = path
-        self._settings = settings
+        self._settings = PackedSettings(path, settings, AGAIN_HINT)
         self._dynamic = DynamicRules(path, settings)
         for overrides in ({}, *self._dynamic.overrides()):
             self._packing(overrides)
 
     def weight(self, module: str, shape: tuple[int, ...], parts: Parts) -> StudentTensor | None:
-        if "weight" in parts and "qweight" not in parts:
+        if not is_packed(parts):
             return None
-        overrides = self._dynamic.for_module(module)
-        if overrides is None:
-            raise ModelFileError(
-                f"module '{module}' is packed, but quantization_config.dynamic has it in float"
-            )
+        overrides = self._dynamic.for_packed(module)
         if module.endswith("embed_tokens"):
             raise ModelFileError(
                 f"module '{module}': the embedding is packed by GPTQ, which is not read", hint=AGAIN_HINT
@@ -150,26 +96,21 @@ class GptqReader:
         return _tensor(module, (shape[0], shape[1]), parts, self._packing(overrides))
 
     def _packing(self, overrides: Mapping[str, Any]) -> _Packing:
-        settings = {**self._settings, **overrides}
-        path, bits = self._path, settings.get("bits")
+        settings = self._settings.replaced(overrides)
+        bits = settings.get("bits")
         if type(bits) is not int or bits not in PACKED_BITS:
-            _fail(path, f"bits is {bits!r}; known are {', '.join(map(str, PACKED_BITS))}")
-        name = storage_format(path, settings, ("checkpoint_format", "format"), default="gptq")
+            settings.fail(f"bits is {bits!r}; known are {', '.join(map(str, PACKED_BITS))}")
+        name = settings.storage_format(("checkpoint_format", "format"), default="gptq")
         if name not in ("gptq", "gptq_v2"):
-            _fail(path, f"the format is {name!r}; known are 'gptq' and 'gptq_v2'")
-        for key in ("is_marlin_format", "is_bitblas_format", "rotation"):
-            if settings.get(key):
-                _fail(path, f"{key} is {settings[key]!r}, which is not read")
+            settings.fail(f"the format is {name!r}; known are 'gptq' and 'gptq_v2'")
+        settings.refuse_unknown_packing("is_marlin_format", "is_bitblas_format", "rotation")
         method = settings.get("method", "gptq")
         if method != "gptq":
-            _fail(path, f"method is {method!r} beside quant_method 'gptq'")
-        words = settings.get("pack_dtype") or "int32"
-        if words not in ("int32", "torch.int32"):
-            _fail(path, f"pack_dtype is {words!r}; only int32 is known")
+            settings.fail(f"method is {method!r} beside quant_method 'gptq'")
         words_less, zeros_less = ((0,), 0) if name == "gptq_v2" else self._less_one(bits)
         return _Packing(
             bits=bits,
-            group_size=group_columns(path, settings),
+            group_size=settings.group_columns(),
             words_less=words_less,
             zeros_less=zeros_less,
             activation_order=bool(settings.get("desc_act")),
@@ -178,10 +119,10 @@ class GptqReader:
     def _less_one(self, bits: int) -> tuple[tuple[int, ...], int]:
         """How v1 zeros of `bits` were shifted: what their words, and what the zeros themselves, are less."""
         version = _gptqmodel_version(self._settings.get("meta"))
-        general: int = self._settings["bits"]  # checked first of all
+        general: int = self._settings.values["bits"]  # checked first of all
         if version is not None and version < (7, 3, 2) and general != bits:
             if general == 3 and version >= (6, 1):
-                _fail(self._path, f"GPTQModel {version} shifted the zeros of {bits} bits as if they had 3")
+                self._settings.fail(f"GPTQModel {version} shifted the zeros of {bits} bits as if they had 3")
             return OLD_WORDS_LESS[general], 0
         if bits == 3:
             return (OLD_WORDS_LESS[3], 0) if version is not None and version < (6, 1) else ((0,), 1)
@@ -304,102 +245,3 @@ def _gptqmodel_version(meta: Any) -> tuple[int, ...] | None:
         if found:
             return tuple(int(number or 0) for number in found.groups())
     return None
-
-
-def storage_format(path: Path, settings: Mapping[str, Any], keys: Iterable[str], *, default: str) -> str:
-    """What the settings under `keys`, which are names of one thing, say; in lower case.
-
-    Raises:
-        ModelFileError: they differ, or one is no text.
-    """
-    found = {key: settings[key] for key in keys if settings.get(key) is not None}
-    if not all(isinstance(value, str) for value in found.values()):
-        _fail(path, f"the format is {found!r}")
-    names = {value.lower() for value in found.values()}
-    if len(names) > 1:
-        _fail(path, f"the format is unclear: {', '.join(f'{key} is {found[key]!r}' for key in found)}")
-    return names.pop() if names else default
-
-
-def group_columns(path: Path, settings: Mapping[str, Any], key: str = "group_size") -> int:
-    """Columns that share a scale; -1: the whole row.
-
-    Raises:
-        ModelFileError: the setting is missing or makes no sense.
-    """
-    value = settings.get(key)
-    if type(value) is not int or (value != -1 and not 0 < value < 1 << 31):
-        _fail(path, f"{key} is {value!r}, neither a number of columns nor -1")
-    return value
-
-
-def row_span(rows: slice, count: int) -> slice:
-    """`rows` of a matrix of `count` rows with both ends given.
-
-    Raises:
-        ValueError: the slice has a step.
-    """
-    start, stop, step = rows.indices(count)
-    if step != 1:
-        raise ValueError(f"rows are read in one span, not with a step of {step}")
-    return slice(start, max(start, stop))
-
-
-def check_parts(module: str, parts: Parts, known: Iterable[str]) -> None:
-    """Check that all stored parts of a module are known, and that a bias the model has no use for is zero.
-
-    AutoGPTQ before 0.7 gave every module a bias, of zeros where the model has none.
-
-    Raises:
-        ModelFileError: a part is of an unknown kind, or the bias would be lost.
-    """
-    for name, stored in parts.items():
-        if name not in known:
-            raise ModelFileError(
-                f"module '{module}': the part '{name}' is not known beside its packed weight"
-            )
-        if name == "bias" and as_float32(stored.read()).any():
-            raise ModelFileError(f"module '{module}' has a bias, which is not part of the model")
-
-
-def part(
-    module: str, parts: Parts, name: str, storages: Iterable[str], shape: tuple[int, ...], says: str
-) -> StoredTensor:
-    """The part `name`, checked. `says`: what the shape follows from, for errors.
-
-    Raises:
-        ModelFileError: it is missing, or of another type or shape.
-    """
-    stored = parts.get(name)
-    if stored is None:
-        raise ModelFileError(f"module '{module}': its part '{name}' is missing")
-    if stored.storage not in storages:
-        raise ModelFileError(
-            f"tensor '{stored.name}' is of type {stored.storage}; known are {', '.join(storages)}"
-        )
-    if stored.shape != shape:
-        raise ModelFileError(
-            f"tensor '{stored.name}' has shape {list(stored.shape)}; {says} make it {list(shape)}"
-        )
-    return stored
-
-
-def check_scales(module: str, scales: StoredTensor) -> bool:
-    """Whether all scales are normal float16 exactly.
-
-    Raises:
-        ModelFileError: one is NaN or infinite.
-    """
-    values = scales.read()
-    bad = first_non_finite(values)
-    if bad is not None:
-        group, row = divmod(bad, values.shape[1])
-        raise ModelFileError(
-            f"module '{module}': the scale of row {row}, group {group}, is not a finite number",
-            hint="the checkpoint is damaged or was quantized badly; take another",
-        )
-    return scales_fit_f16(as_float32(values))
-
-
-def _fail(path: Path, problem: str) -> NoReturn:
-    raise ModelFileError(f"{path}: quantization_config: {problem}", hint=AGAIN_HINT)
