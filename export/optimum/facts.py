@@ -11,7 +11,7 @@ from typing import Any, Final
 from edgekit.errors import ModelFileError
 from edgekit.facts import ModelFacts
 from export.student.config import read_json
-from export.student.provenance import checkpoint_name, read_model_card
+from export.student.provenance import card_facts, checkpoint_name
 from export.student.safetensors_file import StoredTensor, open_safetensors
 from export.student.weight_reader import FLOAT_STORAGE
 
@@ -49,7 +49,7 @@ def checkpoint_facts(model: Path, config: Mapping[str, Any]) -> ModelFacts:
     tables = [tensor for tensor in tensors if len(tensor.shape) == 2 and tensor.shape[0] == vocabulary]
     tied = config.get("tie_word_embeddings") is True or len(tables) < 2
     embedding_bytes = 0 if tied else min(tensor.size_bytes for tensor in tables)
-    license_name, base_model = _card_facts(model)
+    license_name, base_model = card_facts(model)
     return ModelFacts(
         name=checkpoint_name(model),
         architecture=config["model_type"],
@@ -148,11 +148,3 @@ def _size(model: Path, text: Mapping[str, Any], keys: Sequence[str]) -> int:
     if value is None:
         raise ModelFileError(f"{model / 'config.json'}: no usable {' or '.join(repr(key) for key in keys)}")
     return value
-
-
-def _card_facts(model: Path) -> tuple[str | None, str | None]:
-    card = read_model_card(model)
-    bases = card.get("base_model")
-    base = bases[0] if isinstance(bases, list) and bases else bases
-    name = card.get("license_name") if card.get("license") == "other" else card.get("license")
-    return (str(name) if name else None), (base if isinstance(base, str) else None)

@@ -17,6 +17,7 @@ from export.progress import Progress, silent
 
 __all__ = [
     "CHECKSUM",
+    "card_facts",
     "checkpoint_name",
     "files_sha256",
     "find_license_text",
@@ -105,3 +106,16 @@ def read_model_card(directory: Path) -> Mapping[str, Any]:
             f"{path}: the head is not YAML: {error}", hint="correct it, or remove it"
         ) from error
     return card if isinstance(card, dict) else {}
+
+
+def card_facts(directory: Path) -> tuple[str | None, str | None]:
+    """Licence and base model, as a checkpoint's model card names them.
+
+    Raises:
+        ModelFileError: see `read_model_card`.
+    """
+    card = read_model_card(directory)
+    bases = card.get("base_model")
+    base = bases[0] if isinstance(bases, list) and bases else bases
+    name = card.get("license_name") if card.get("license") == "other" else card.get("license")
+    return (str(name) if name else None), (base if isinstance(base, str) else None)

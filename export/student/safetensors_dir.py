@@ -15,11 +15,11 @@ from export.progress import Progress, silent
 from export.student.base import StudentTensor
 from export.student.config import CheckpointConfig, read_config, read_json
 from export.student.provenance import (
+    card_facts,
     checkpoint_name,
     files_sha256,
     find_license_text,
     find_revision,
-    read_model_card,
 )
 from export.student.safetensors_file import StoredTensor, open_safetensors
 from export.student.tokenizer import CheckpointTokenizer, read_tokenizer
@@ -118,11 +118,7 @@ class CheckpointStudent:
         return find_license_text(self.path)
 
     def _card_facts(self) -> tuple[str | None, str | None]:
-        card = read_model_card(self.path)
-        bases = card.get("base_model")
-        base = bases[0] if isinstance(bases, list) and bases else bases
-        name = card.get("license_name") if card.get("license") == "other" else card.get("license")
-        return (str(name) if name else None), (base if isinstance(base, str) else None)
+        return card_facts(self.path)
 
 
 def open_checkpoint(directory: Path) -> CheckpointStudent:
