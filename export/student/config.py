@@ -114,6 +114,8 @@ def read_config(path: Path) -> CheckpointConfig:
     theta, scaling = _rope(path, raw)
     if raw.get("hidden_act", "silu") != "silu":
         _fail(path, f"hidden_act is {raw['hidden_act']!r}; only 'silu' is known")
+    context = _number(path, raw, "max_position_embeddings")
+    _refuse_sliding_window(path, raw, architecture, context)
     return CheckpointConfig(
         architecture=architecture,
         layers=_number(path, raw, "num_hidden_layers", most=512),
@@ -124,7 +126,7 @@ def read_config(path: Path) -> CheckpointConfig:
         head_length=head_length,
         head_length_declared=declared,
         vocabulary=_number(path, raw, "vocab_size"),
-        context_tokens=_number(path, raw, "max_position_embeddings"),
+        context_tokens=context,
         rms_norm_epsilon=_positive(path, raw, "rms_norm_eps", default=1e-6),
         rope_theta=theta,
         rope_scaling=scaling,
@@ -164,11 +166,41 @@ def _architecture(path: Path, raw: dict[str, Any]) -> str:
     return known
 
 
+def _refuse_sliding_window(path: Path, raw: dict[str, Any], architecture: str, context: int) -> None:
+    """Layers that see a part of the context only: llama.cpp's families have none, and would see all."""
+    if architecture == "llama" or not raw.get("use_sliding_window") or raw.get("sliding_window") is None:
+        return
+    window, kinds = _number(path, raw, "sliding_window"), raw.get("layer_types")
+    if isinstance(kinds, list):
+        slides = "sliding_attention" in kinds
+    else:
+        first = raw.get("max_window_layers", 28)  # transformers' default
+        slides = not isinstance(first, int) or first < _number(path, raw, "num_hidden_layers")
+    if slides and window < context:
+        raise ModelFileError(
+            f"{path}: use_sliding_window is on: some layers see {window} of {context} tokens; not known here",
+            hint=f"a student of up to {window} tokens: set max_position_embeddings to that",
+        )
+
+
 def _rope(path: Path, raw: dict[str, Any]) -> tuple[float, RopeScaling | None]:
     """Base frequency and scaling. transformers 5 keeps both in rope_parameters, 4 in two fields."""
-    parameters = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    if not isinstance(parameters, dict):
-        _fail(path, f"rope_scaling is {parameters!r}, not an object")
+    of_5, of_4 = raw.get("rope_parameters") or {}, raw.get("rope_scaling") or {}
+    for parameters in (of_5, of_4):
+        if not isinstance(parameters, dict):
+            _fail(path, f"rope_scaling is {parameters!r}, not an object")
+        if any(isinstance(value, dict) for value in parameters.values()):
+            _fail(path, f"rope_parameters differ by kind of layer ({', '.join(parameters)}); not known here")
+    if of_5 and {**of_5, **of_4} != of_5:
+        # transformers goes by rope_scaling, llama.cpp's converter by rope_parameters.
+        raise ModelFileError(
+            f"{path}: rope_parameters and rope_scaling are not the same",
+            hint="put all of it in rope_parameters and remove rope_scaling",
+        )
+    parameters = of_5 or of_4
+    rotated = parameters.get("partial_rotary_factor", raw.get("partial_rotary_factor"))
+    if rotated not in (None, 1.0):
+        _fail(path, f"partial_rotary_factor is {rotated!r}; only whole heads are known")
     theta = parameters.get("rope_theta", raw.get("rope_theta", 10000.0))
     if type(theta) not in (int, float) or not theta > 0:
         _fail(path, f"rope_theta is {theta!r}")

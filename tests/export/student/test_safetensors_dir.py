@@ -129,6 +129,7 @@ def _index(change: Callable[[dict[str, str]], Any]) -> Change:
 
 
 NORM = "model.norm.weight"
+WINDOW = {"sliding_window": 16, "max_position_embeddings": 64}
 BAD: dict[str, tuple[Change, str]] = {
     "no config": (_remove("config.json"), r"config.json is missing"),
     "config not JSON": (lambda p, _: (p / "config.json").write_text("{") and None, r"config\.json: not JSON"),
@@ -147,6 +148,22 @@ BAD: dict[str, tuple[Change, str]] = {
     "kv heads do not divide": (_config(num_key_value_heads=3), "3, which does not divide 4"),
     "unknown rope": (_config(rope_scaling={"rope_type": "longrope", "factor": 2}), "rope type is 'longrope'"),
     "rope without factor": (_config(rope_scaling={"rope_type": "yarn"}), "factor None"),
+    "two ropes": (
+        _config(
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+            rope_scaling={"rope_type": "yarn", "factor": 4.0},
+        ),
+        "rope_parameters and rope_scaling are not the same",
+    ),
+    "rope by kind of layer": (
+        _config(rope_parameters={"full_attention": {"rope_type": "default", "rope_theta": 1e6}}),
+        r"differ by kind of layer \(full_attention\)",
+    ),
+    "half of a head rotated": (_config(partial_rotary_factor=0.5), "partial_rotary_factor is 0.5"),
+    "sliding window": (
+        _config(architectures=["Qwen2ForCausalLM"], use_sliding_window=True, **WINDOW, max_window_layers=1),
+        "some layers see 16 of 64 tokens",
+    ),
     "another activation": (_config(hidden_act="gelu"), "hidden_act is 'gelu'"),
     "width against tensors": (_config(hidden_size=128), r"shape \[272, 64\]; config.json says \[272, 128\]"),
     "layers against tensors": (_config(num_hidden_layers=3), r"layers\.2\..* is missing"),
@@ -212,6 +229,31 @@ def test_open_student__bad_checkpoint_is_refused_with_a_reason(
     change(small, tiny)
     with pytest.raises(ModelFileError, match=message):
         open_student(small)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {**WINDOW, "use_sliding_window": False, "max_window_layers": 1},
+        {**WINDOW, "use_sliding_window": True, "max_window_layers": 2},
+        {**WINDOW, "use_sliding_window": True, "layer_types": ["full_attention"] * 2},
+        {**WINDOW, "use_sliding_window": True, "max_window_layers": 1, "max_position_embeddings": 16},
+    ],
+    ids=["off", "above the last layer", "full attention", "as long as the context"],
+)
+def test_open_student__sliding_window_without_effect_is_let_be(
+    changes: dict[str, Any], small: Path, tiny: ModuleType
+) -> None:
+    _config(**changes)(small, tiny)
+    assert open_student(small).facts.context_train_tokens == changes["max_position_embeddings"]
+
+
+def test_open_student__rope_said_twice_alike_is_read(small: Path, tiny: ModuleType) -> None:
+    scaling = {"rope_type": "linear", "factor": 2.0}
+    _config(rope_parameters={**scaling, "rope_theta": 1e6}, rope_scaling=scaling)(small, tiny)
+    student = open_student(small)
+    assert isinstance(student, CheckpointStudent) and student.config.rope_scaling is not None
+    assert (student.config.rope_scaling.kind, student.config.rope_theta) == ("linear", 1e6)
 
 
 def test_open_student__unquantized_tied_head_in_the_file_is_used(small: Path, tiny: ModuleType) -> None:
