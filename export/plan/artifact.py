@@ -60,17 +60,19 @@ class Material:
 
     @property
     def is_packed(self) -> bool:
-        """Whether it is a checkpoint of packed weights, which no device runs as it is."""
+        """Whether it is a checkpoint of packed weights."""
         return bool(self.tensors) and not self.is_float
 
     @cached_property
     def own(self) -> str | None:
         """The quantization that keeps the student's own weights; None where the format has none."""
-        if self.is_packed:
-            if self.format == "onnx":
-                return "INT4" if any(tensor.layout is not None for tensor in self.tensors) else None
-            return repack_quantization(self.tensors)
-        return self.facts.quantization if self.facts.quantization in EXPORTABLE[self.format] else None
+        if not self.is_packed:
+            return self.facts.quantization if self.facts.quantization in EXPORTABLE[self.format] else None
+        if self.format == "vllm":  # runs packed checkpoints as they are
+            return self.facts.quantization
+        if self.format == "onnx":
+            return "INT4" if any(tensor.layout is not None for tensor in self.tensors) else None
+        return repack_quantization(self.tensors)
 
     def in_quantization(self, quantization: str) -> ModelFacts:
         """The facts of the artifact."""
@@ -91,6 +93,8 @@ class Material:
     def conversion(self, quantization: str) -> Conversion:
         """How the weights come to be in a quantization."""
         to_floats = quantization in FLOAT_TYPES
+        if quantization == self.facts.quantization:
+            return "keep"
         if self.is_packed:
             if to_floats:
                 return "convert"
@@ -99,8 +103,6 @@ class Material:
             if any(plan.method == "repack" for plan in self.tensor_plans(quantization)):
                 return "repack"
             return "dequantize" if self.own is None else "requantize"
-        if quantization == self.facts.quantization:
-            return "keep"
         if not self.is_float:
             return "requantize"
         return "convert" if to_floats else "quantize"

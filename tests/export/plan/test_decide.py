@@ -251,6 +251,21 @@ def test_make_plan__unknown_memory_is_said(pi: DeviceProfile) -> None:
         make_plan(_facts("R1-Distill-Llama-70B"), host.resolved(memory_mib=16384))
 
 
+@pytest.mark.parametrize("quantization", ["GPTQ", "NF4"])
+def test_make_plan__vllm_runs_a_packed_checkpoint_as_it_is(quantization: str) -> None:
+    layout = SYMMETRIC if quantization == "GPTQ" else None
+    facts, tensors = _packed("R1-Distill-Qwen-1.5B", quantization, "INT4" if layout else "NF4", layout)
+    server = load_profile("a100-80gb")
+    plan = make_plan(facts, server, tensors=tensors)
+    assert (plan.format, plan.quantization, plan.conversion) == ("vllm", quantization, "keep")
+    assert plan.facts == facts
+    untuned = any("keeps NF4, which profile a100-80gb was not tuned for" in note for note in plan.notes)
+    assert untuned == (quantization == "NF4")
+    assert make_plan(facts, server, tensors=tensors, quantization="BF16").conversion == "convert"
+    with pytest.raises(PlanError, match="'Q4_0' cannot be exported"):
+        make_plan(facts, server, tensors=tensors, quantization="Q4_0")
+
+
 def test_make_plan__server_gets_float_weights_for_vllm() -> None:
     server = load_profile("a100-80gb")
     plan = make_plan(_facts("R1-Distill-Qwen-7B"), server)
