@@ -12,7 +12,7 @@ from typing import Final, Literal
 from edgekit.facts import ModelFacts
 from edgekit.gguf_header.tensor_types import FLOAT_TYPES
 from edgekit.profiles import Format
-from export.plan.onnx_size import ONNX_QUANTIZATIONS, onnx_facts
+from export.plan.onnx_size import KEPT_FROM_GGUF, ONNX_QUANTIZATIONS, onnx_facts
 from export.plan.quantization_mix import QUANTIZATIONS, quantized_facts
 from export.plan.tensors import TensorFacts, TensorPlan, plan_tensors, planned_facts, repack_quantization
 
@@ -20,7 +20,7 @@ __all__ = ["EXPORTABLE", "Conversion", "Material"]
 
 Conversion = Literal["keep", "convert", "repack", "quantize", "dequantize", "requantize"]
 """keep: the student's own type. convert: from one float type to another. repack: the integers of a packed
-checkpoint, not quantized again. quantize: from float weights. dequantize: from packed weights that the format
+student, not quantized again. quantize: from float weights. dequantize: from packed weights that the format
 cannot hold, dequantized and quantized again. requantize: from weights that were quantized before and could be
 kept, which adds a second loss to the first."""
 
@@ -77,7 +77,7 @@ class Material:
     def in_quantization(self, quantization: str) -> ModelFacts:
         """The facts of the artifact."""
         if self.format == "onnx":
-            return onnx_facts(self.facts, quantization)
+            return onnx_facts(self.facts, quantization, self.tensors)
         if self.format == "gguf" and self.tensors:
             return planned_facts(self.facts, self.tensor_plans(quantization), quantization)
         if quantization == self.facts.quantization:
@@ -103,9 +103,13 @@ class Material:
             if any(plan.method == "repack" for plan in self.tensor_plans(quantization)):
                 return "repack"
             return "dequantize" if self.own is None else "requantize"
-        if not self.is_float:
-            return "requantize"
-        return "convert" if to_floats else "quantize"
+        if self.is_float:
+            return "convert" if to_floats else "quantize"
+        if self.format == "onnx" and to_floats:
+            return "convert"
+        if self.format == "onnx" and self.facts.quantization in KEPT_FROM_GGUF:
+            return "repack"
+        return "requantize"
 
     def notes(self, quantization: str) -> tuple[str, ...]:
         """What a user should know of the weights' way."""
