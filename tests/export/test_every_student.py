@@ -24,9 +24,13 @@ HOST = load_profile("host")
 LORA = FIXTURES / "peft" / "rslora-patterns"
 
 
-def write_gptq(directory: Path, tiny: ModuleType, *, symmetric: bool = True, group: int = 32) -> Path:
+def write_gptq(
+    directory: Path, tiny: ModuleType, *, symmetric: bool = True, group: int = 32, **changes: int
+) -> Path:
     """A small checkpoint whose linear layers are packed as GPTQ does: v2 zeros, groups in order."""
-    config = tiny.make_config("R1-Tiny-Llama-1M", vocab_size=272, bos_token_id=263, eos_token_id=260)
+    config = tiny.make_config(
+        "R1-Tiny-Llama-1M", vocab_size=272, bos_token_id=263, eos_token_id=260, **changes
+    )
     floats = tiny.make_tensors(config)
     tensors: dict[str, np.ndarray] = {}
     for name, bits in floats.items():
@@ -35,7 +39,7 @@ def write_gptq(directory: Path, tiny: ModuleType, *, symmetric: bool = True, gro
             continue
         weight = (bits.astype(np.uint32) << 16).view(np.float32)
         rows, columns = weight.shape
-        grouped = weight.reshape(rows, -1, group)
+        grouped = weight.reshape(rows, -1, columns if group == -1 else group)
         low, high = grouped.min(axis=2), grouped.max(axis=2)
         scales = np.maximum(np.abs(low), high) / 7.5 if symmetric else (high - low) / 15
         scales = scales.astype(np.float16)
@@ -46,7 +50,7 @@ def write_gptq(directory: Path, tiny: ModuleType, *, symmetric: bool = True, gro
         tensors[f"{module}.qweight"] = _packed(codes.T)
         tensors[f"{module}.qzeros"] = _packed(zeros.astype(np.uint32)).T.copy()
         tensors[f"{module}.scales"] = scales.T.copy()
-        tensors[f"{module}.g_idx"] = np.arange(columns, dtype=np.int32) // group
+        tensors[f"{module}.g_idx"] = np.arange(columns, dtype=np.int32) // grouped.shape[2]
     settings = {"quant_method": "gptq", "bits": 4, "group_size": group, "checkpoint_format": "gptq_v2"}
     config["quantization_config"] = settings
     made: Path = tiny.write_checkpoint(directory, config, tensors=tensors, tokenizer=tiny.small_tokenizer())
@@ -74,9 +78,11 @@ STUDENTS: dict[str, tuple[Callable[[Path, ModuleType], Path], str, str, str]] = 
         "repacked from GPTQ",
     ),
     "GPTQ, one scale a row": (
-        lambda directory, tiny: write_gptq(directory, tiny, group=32),
+        lambda directory, tiny: write_gptq(
+            directory, tiny, symmetric=False, group=-1, hidden_size=256, intermediate_size=256
+        ),
         "GPTQ",
-        "Q4_0",
+        "Q4_K_S",
         "repacked from GPTQ",
     ),
     "GPTQ, activation order, many widths": (
@@ -137,6 +143,14 @@ def test_export_bundle__packed_student_as_onnx(kind: str, tiny: ModuleType, tmp_
     assert proof is not None and proof["misses"] == [] and proof["mean_kl"] < 0.02
     names = {file.path for file in manifest.files}
     assert names >= {"model.onnx", "model.onnx.data", "genai_config.json", "tokenizer.json", "golden.json"}
+
+
+def test_export_bundle__integers_of_a_gguf_stay_in_onnx(tiny: ModuleType, tmp_path: Path) -> None:
+    packed = export_bundle(write_gptq(tmp_path / "Student", tiny), HOST, tmp_path / "gguf")
+    bundle = export_bundle(packed.entry_path, HOST, tmp_path / "out", format="onnx")
+    manifest = bundle.manifest
+    assert (manifest.plan.quantization, manifest.plan.conversion) == ("INT4", "repacked from Q4_0")
+    assert manifest.proof is not None and manifest.proof["misses"] == [], manifest.proof
 
 
 def test_export_bundle__integers_are_moved_bit_for_bit(tiny: ModuleType, tmp_path: Path) -> None:
