@@ -72,24 +72,31 @@ def probe_model(
         errors="replace",
         env=environment,
     )
+    try:
+        stdout, stderr = _outcome(child, path, stop)
+    finally:
+        # On an interrupt, too: it must not go on loading for nobody.
+        if child.poll() is None:
+            child.kill()
+            child.communicate()
+    if child.returncode != 0:
+        raise diagnose(path, child.returncode, stdout, stderr)
+
+
+def _outcome(child: subprocess.Popen[str], path: Path, stop: threading.Event | None) -> tuple[str, str]:
+    """What the child printed, once it has ended."""
     deadline = time.monotonic() + _TIMEOUT_S
     while True:
         try:
-            stdout, stderr = child.communicate(timeout=_POLL_S)
-            break
+            return child.communicate(timeout=_POLL_S)
         except subprocess.TimeoutExpired:
-            stopped = stop is not None and stop.is_set()
-            if not stopped and time.monotonic() < deadline:
-                continue
-            child.kill()
-            child.communicate()
-            if stopped:
+            if stop is not None and stop.is_set():
                 raise EngineStoppedError(f"{path}: loading was stopped") from None
-            raise ModelFileError(
-                f"{path}: not loaded after {_TIMEOUT_S} s", hint="check the disk, and the memory that is free"
-            ) from None
-    if child.returncode != 0:
-        raise diagnose(path, child.returncode, stdout, stderr)
+            if time.monotonic() >= deadline:
+                raise ModelFileError(
+                    f"{path}: not loaded after {_TIMEOUT_S} s",
+                    hint="check the disk, and the memory that is free",
+                ) from None
 
 
 def diagnose(path: Path, returncode: int, stdout: str, stderr: str) -> EdgekitError:

@@ -80,3 +80,14 @@ def test_probe__stop_kills_the_child(student: Path) -> None:
     with pytest.raises(EngineStoppedError):
         probe_model(student, stop=stop)
     assert {child.pid for child in psutil.Process().children()} == before
+
+
+def test_probe__interrupt_kills_the_child(student: Path) -> None:
+    class Interrupt(threading.Event):
+        def is_set(self) -> bool:
+            raise KeyboardInterrupt
+
+    before = {child.pid for child in psutil.Process().children()}
+    with pytest.raises(KeyboardInterrupt):
+        probe_model(student, stop=Interrupt())
+    assert {child.pid for child in psutil.Process().children()} == before
