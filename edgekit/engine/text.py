@@ -1,11 +1,11 @@
-"""From token bytes to the text that a client sees: whole characters, and nothing past a stop string."""
+"""Text into the model and out of it: how a prompt begins, whole characters, nothing past a stop string."""
 
 from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
 
-__all__ = ["TextStream", "longest_overlap"]
+__all__ = ["TextStream", "adds_special", "longest_overlap"]
 
 
 class TextStream:
@@ -51,6 +51,17 @@ class TextStream:
         hold = max(longest_overlap(text, stop) for stop in self._stop)
         self._held = text[len(text) - hold :]
         return text[: len(text) - hold]
+
+
+def adds_special(prompt: str, bos_text: str) -> bool:
+    """Whether the tokenizer is to put around a prompt what the model wants there, BOS above all.
+
+    Chat templates write special tokens as text, BOS among them where the model wants one: not to be doubled.
+
+    Args:
+        bos_text: the text of BOS; empty where the model has none.
+    """
+    return not (bos_text and prompt.startswith(bos_text))
 
 
 def longest_overlap(text: str, stop: str) -> int:

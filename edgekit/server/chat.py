@@ -13,6 +13,7 @@ from typing import Any
 from edgekit.engine.base import Chunk, Failed, Finished, RequestRecord, Sampling, Ticket
 from edgekit.engine.base import Request as EngineRequest
 from edgekit.engine.reasoning import Part, ReasoningSplitter, template_opens_reasoning
+from edgekit.engine.text import adds_special
 from edgekit.errors import EdgekitError
 from edgekit.server.bridge import Channel, EventBridge
 from edgekit.server.errors import ApiError
@@ -177,10 +178,7 @@ def _whole_characters(text: str) -> str:
 
 
 async def _tokenize(model: LoadedModel, prompt: str) -> list[int]:
-    # The template writes special tokens as text, BOS among them when the model wants one: adding BOS
-    # again would double it.
-    begins = model.bos_text
-    add_special = not (begins and prompt.startswith(begins))
+    add_special = adds_special(prompt, model.bos_text)
 
     def tokenize() -> list[int]:
         return model.engine.tokenize(prompt, add_special=add_special)

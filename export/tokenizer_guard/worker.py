@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.engine.chat_template import ChatTemplate, ChatTemplateError
+from edgekit.engine.text import adds_special
 from edgekit.errors import EdgekitError, ModelFileError
 
 __all__ = ["BEGUN_TEXT"]
@@ -101,9 +102,7 @@ def _prompts(
         except ChatTemplateError as error:
             prompts.append({"refused": error.message})
             continue
-        # As edgekit.server.chat decides it: a BOS that the template wrote is not added again.
-        add_special = not (bos_text and text.startswith(bos_text))
-        prompts.append({"text": text, "ids": encode(text, add_special)})
+        prompts.append({"text": text, "ids": encode(text, adds_special(text, bos_text))})
     return prompts
 
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from edgekit.engine.text import TextStream, longest_overlap
+from edgekit.engine.text import TextStream, adds_special, longest_overlap
 
 
 def test_push__character_over_several_tokens_comes_out_whole() -> None:
@@ -72,3 +72,13 @@ def test_push__cut_does_not_depend_on_how_bytes_are_split(seed: int) -> None:
 def test_longest_overlap__is_shorter_than_the_stop() -> None:
     assert longest_overlap("xxab", "abc") == 2
     assert longest_overlap("abc", "abc") == 0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "bos_text", "adds"),
+    [("<s>Hello", "<s>", False), ("Hello<s>", "<s>", True), ("Hello", "", True), ("", "<s>", True)],
+)
+def test_adds_special__a_bos_that_the_template_wrote_is_not_doubled(
+    prompt: str, bos_text: str, adds: bool
+) -> None:
+    assert adds_special(prompt, bos_text) is adds
