@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import glob
 import os
@@ -21,6 +22,7 @@ __all__ = ["directory_that_appears_at", "refuse_existing"]
 
 _SUFFIX: Final = ".partial"
 _STALE_S: Final = 24 * 3600
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def refuse_existing(out: Path) -> None:
@@ -42,9 +44,10 @@ def directory_that_appears_at(out: Path) -> Iterator[Path]:
         ExportError: something is at `out` at the end, or an OSError occurred, here or in the block.
     """
     parent = out.absolute().parent
-    made = _make_parents(parent)
+    made: list[Path] = []
     temporary = None
     try:
+        _make_parents(parent, made)
         _remove_stale(parent, out.name)
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=_SUFFIX, dir=parent))
         temporary.chmod(0o755)
@@ -60,18 +63,22 @@ def directory_that_appears_at(out: Path) -> Iterator[Path]:
             with contextlib.suppress(OSError):
                 directory.rmdir()
         if isinstance(error, OSError):
-            raise ExportError(f"{out}: cannot be written: {error.strerror or error}") from error
+            raise ExportError(
+                f"{out}: cannot be written: {error.strerror or error}",
+                hint="free some space, or give an --out on another disk" if error.errno in _FULL else None,
+            ) from error
         raise
 
 
-def _make_parents(directory: Path) -> list[Path]:
+def _make_parents(directory: Path, made: list[Path]) -> None:
+    """Make a directory and those above it that are missing; each is appended to `made` as soon as it is."""
     missing = []
     while not directory.exists():
         missing.append(directory)
         directory = directory.parent
     for parent in reversed(missing):
         parent.mkdir(exist_ok=True)
-    return missing[::-1]
+        made.append(parent)
 
 
 def _remove_stale(parent: Path, name: str) -> None:

@@ -377,6 +377,12 @@ def test_export_bundle__unwritable_parent_is_an_export_error(small: Path, tmp_pa
         export_bundle(small, load_profile("host"), tmp_path / "file" / "out")
 
 
+def test_export_bundle__parent_that_cannot_be_made_is_an_export_error(small: Path) -> None:
+    # Nobody may make a directory there, root neither.
+    with pytest.raises(ExportError, match=r"^/proc/none/out: cannot be written"):
+        export_bundle(small, load_profile("host"), Path("/proc/none/out"))
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_export__killed_in_the_middle_leaves_nothing(
     number: signal.Signals, r1_family: Callable[[str], Path], tmp_path: Path
