@@ -70,7 +70,7 @@ class Imatrix:
         Raises:
             ModelFileError: a tensor's columns differ, or a matrix of the layers is missing.
         """
-        hint = "compute it for this very model: leave --imatrix out, or use llama-imatrix on its GGUF"
+        hint = "compute it for this very model"
         for name, shape in shapes.items():
             if len(shape) != 2 or not name.startswith("blk."):
                 continue

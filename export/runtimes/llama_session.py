@@ -191,7 +191,8 @@ class LlamaSession:
         died = f"of {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
         raise ExportError(
             f"{self._path.name}: llama.cpp died {died} while running it: {last}",
-            hint="the file is damaged, or memory ran out; `edgekit doctor` tells whether llama.cpp is well",
+            hint="memory ran out, or llama.cpp was built for another CPU: edgekit runtime install builds it "
+            "for this one",
         )
 
 
