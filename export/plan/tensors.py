@@ -14,8 +14,8 @@ from edgekit.gguf_header.tensor_types import FLOAT_TYPES, TENSOR_TYPES
 from export.plan.quantization_mix import base_type, tensor_types
 from export.plan.repacking import Repacking, repackings
 from export.student.base import StudentTensor
+from export.student.gguf_names import gguf_name
 from export.student.integers import IntegerLayout
-from export.targets.gguf_names import gguf_name
 
 __all__ = [
     "Method",

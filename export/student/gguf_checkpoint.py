@@ -7,12 +7,10 @@ float32 as ggml does it; Q4_0 and Q8_0, which are integers times scales, are giv
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -27,6 +25,7 @@ from export.student.base import Array, StudentTensor
 from export.student.config import CheckpointConfig
 from export.student.gguf_config import config_from_gguf
 from export.student.gguf_file import GgufStudent
+from export.student.gguf_names import checkpoint_tensor_name
 from export.student.gguf_tokenizer import tokenizer_files, tokenizer_from_gguf
 from export.student.integers import IntegerLayout, IntegerMatrix
 from export.student.tokenizer import CheckpointTokenizer
@@ -36,25 +35,6 @@ __all__ = ["GgufCheckpoint", "as_checkpoint"]
 _BLOCK: Final = 32
 _FLOAT_STORAGE: Final = ("F32", "F16", "BF16")
 _ROPE_DIVISORS: Final = "rope_freqs.weight"
-_OUTSIDE_LAYERS: Final = MappingProxyType(
-    {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-)
-_INSIDE_LAYERS: Final = MappingProxyType(
-    {
-        "attn_norm": "input_layernorm",
-        "attn_q": "self_attn.q_proj",
-        "attn_k": "self_attn.k_proj",
-        "attn_v": "self_attn.v_proj",
-        "attn_output": "self_attn.o_proj",
-        "attn_q_norm": "self_attn.q_norm",
-        "attn_k_norm": "self_attn.k_norm",
-        "ffn_norm": "post_attention_layernorm",
-        "ffn_gate": "mlp.gate_proj",
-        "ffn_up": "mlp.up_proj",
-        "ffn_down": "mlp.down_proj",
-    }
-)
-
 _ReadRows = Callable[[slice], Array]
 
 
@@ -146,13 +126,10 @@ def as_checkpoint(student: GgufStudent) -> GgufCheckpoint:
 
 
 def _checkpoint_name(path: Path, name: str) -> str:
-    stem, _, suffix = name.rpartition(".")
-    if stem in _OUTSIDE_LAYERS:
-        return f"{_OUTSIDE_LAYERS[stem]}.{suffix}"
-    match = re.fullmatch(r"blk\.(\d+)\.(.+)", stem)
-    if match is None or match[2] not in _INSIDE_LAYERS:
-        raise ModelFileError(f"{path}: tensor '{name}' has no name in a checkpoint")
-    return f"model.layers.{match[1]}.{_INSIDE_LAYERS[match[2]]}.{suffix}"
+    try:
+        return checkpoint_tensor_name(name)
+    except ModelFileError as error:
+        raise ModelFileError(f"{path}: {error.message}") from error
 
 
 def _tensor(config: CheckpointConfig, stored: StudentTensor, blocks: _ReadRows) -> StudentTensor:

@@ -25,7 +25,6 @@ from export.plan.tensors import TensorPlan, plan_tensors, tensor_facts
 from export.progress import Progress, silent
 from export.student.base import Array, DecoderStudent
 from export.targets.gguf_metadata import add_metadata, add_rope, add_tokenizer
-from export.targets.gguf_names import gguf_name
 from export.targets.gguf_rows import converted_rows
 
 try:
@@ -33,7 +32,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("gguf", extra="export", feature="writing a GGUF") from error
 
-__all__ = ["gguf_name", "rope_divisors", "write_float_gguf", "write_gguf"]
+__all__ = ["rope_divisors", "write_float_gguf", "write_gguf"]
 
 _FILE_TYPE_NUMBERS: Final = {name: number for number, name in FILE_TYPES.items()}
 

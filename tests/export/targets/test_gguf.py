@@ -14,7 +14,7 @@ from written_checkpoint import write_as_checkpoint
 from edgekit.errors import ExportError, ModelFileError
 from edgekit.gguf_header import read_gguf_header, validate_model
 from export.student import CheckpointStudent, GgufStudent, as_checkpoint, open_student
-from export.targets.gguf import gguf_name, write_float_gguf
+from export.targets.gguf import write_float_gguf
 
 FAMILIES = ("R1-Tiny-Llama-1M", "R1-Tiny-Qwen2", "R1-0528-Tiny-Qwen3")
 
@@ -123,12 +123,6 @@ def test_write_float_gguf__nan_and_infinity_are_refused_with_their_place(
 def test_write_float_gguf__unwritable_target_is_an_export_error(small: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="cannot be written"):
         write_float_gguf(_open(small), tmp_path / "absent" / "model.gguf")
-
-
-def test_gguf_name__of_an_unknown_tensor_is_refused() -> None:
-    assert gguf_name("model.layers.12.self_attn.o_proj.weight") == "blk.12.attn_output.weight"
-    with pytest.raises(ModelFileError, match="visual"):
-        gguf_name("model.visual.proj.weight")
 
 
 def _replace(tiny: ModuleType, checkpoint: Path, name: str, value: np.float32) -> None:
