@@ -113,9 +113,11 @@ class LlamaRunner:
 
     def _is_copied(self, path: Path, settings: ServeSettings, repack: bool) -> bool:
         """Whether llama.cpp keeps weights in memory of its own: rearranged, or on an accelerator."""
+        on_gpu = settings.gpu_layers > 0
+        if not repack and not on_gpu:
+            return False
         isa = isa_of_build(self._api.llama_print_system_info().decode()) if repack else frozenset[str]()
-        tensors = read_gguf_header(path).tensors
-        return held_weights(tensors, isa, on_gpu=settings.gpu_layers > 0).copied_bytes > 0
+        return held_weights(read_gguf_header(path).tensors, isa, on_gpu=on_gpu).copied_bytes > 0
 
     def _make_context(self, settings: ServeSettings) -> None:
         api = self._api
