@@ -139,15 +139,14 @@ def open_checkpoint(directory: Path) -> CheckpointStudent:
 
 
 def _open_tensors(directory: Path) -> dict[str, StoredTensor]:
-    index_path = directory / INDEX_NAME
-    if not index_path.is_file():
-        single = directory / "model.safetensors"
-        if not single.is_file():
-            raise ModelFileError(
-                f"{directory}: neither model.safetensors nor {INDEX_NAME} is there",
-                hint="pytorch_model.bin files are not read: save the checkpoint with safe_serialization=True",
-            )
+    single, index_path = directory / "model.safetensors", directory / INDEX_NAME
+    if single.is_file():  # as transformers chooses where an index is there, too
         return dict(open_safetensors(single).tensors)
+    if not index_path.is_file():
+        raise ModelFileError(
+            f"{directory}: neither model.safetensors nor {INDEX_NAME} is there",
+            hint="pytorch_model.bin files are not read: save the checkpoint with safe_serialization=True",
+        )
     weight_map = _weight_map(index_path)
     tensors: dict[str, StoredTensor] = {}
     for shard in sorted(set(weight_map.values())):

@@ -57,6 +57,16 @@ def test_open_student__other_float_types(dtype: Any, name: str, small: Path, tin
     assert all(np.array_equal(t.read(), floats[t.name]) for t in student.tensors())
 
 
+def test_open_student__single_file_goes_before_an_index_left_beside_it(small: Path, tiny: ModuleType) -> None:
+    tensors = tiny.make_tensors(json.loads((small / "config.json").read_text()))
+    zeros = {name: np.zeros_like(values) for name, values in tensors.items()}
+    tiny.save_tensors(small, zeros, 2)
+    tiny.save_tensors(small, tensors, 1)
+    assert (small / "model.safetensors.index.json").is_file()
+    for tensor in open_student(small).tensors():
+        assert np.array_equal(tensor.read(), tensors[tensor.name])
+
+
 def test_source__names_licence_revision_and_a_checksum_anyone_can_repeat(small: Path) -> None:
     traces = small / ".cache" / "huggingface" / "download"
     traces.mkdir(parents=True)
