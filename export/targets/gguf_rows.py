@@ -99,7 +99,7 @@ def _converted(
     if plan.type_name == "F32":
         return floats
     if plan.type_name == "BF16":
-        return _to_bf16(floats)
+        return _to_bf16(tensor, floats)
     if plan.type_name == "F16":
         return _to_f16(tensor, floats)
     return quantize_rows(floats, plan.type_name, importance=importance, threads=1)
@@ -115,10 +115,14 @@ def _to_f16(tensor: StudentTensor, floats: NDArray[np.float32]) -> Array:
     return halves
 
 
-def _to_bf16(floats: NDArray[np.float32]) -> Array:
+def _to_bf16(tensor: StudentTensor, floats: NDArray[np.float32]) -> Array:
     """Round float32 to the nearest BF16, ties to even; the result is uint16 bit patterns."""
     bits = floats.view(np.uint32)
     rounded: Array = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+    if first_non_finite(rounded) is not None:
+        raise ModelFileError(
+            f"tensor '{tensor.name}' has values that BF16 rounds to infinity", hint="export it as F32"
+        )
     return rounded
 
 

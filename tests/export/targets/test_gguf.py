@@ -109,6 +109,20 @@ def test_write_float_gguf__value_beyond_f16_is_refused(small: Path, tiny: Module
         write_float_gguf(_open(small), tmp_path / "model.gguf", storage="F16")
 
 
+def test_write_float_gguf__value_that_bf16_rounds_to_infinity_is_refused(
+    small: Path, tiny: ModuleType, tmp_path: Path
+) -> None:
+    name = "model.layers.1.mlp.down_proj.weight"
+    tensors = {
+        key: (bits.astype(np.uint32) << 16).view(np.float32)
+        for key, bits in tiny.make_tensors(json.loads((small / "config.json").read_text())).items()
+    }
+    tensors[name][3, 5] = np.finfo(np.float32).max
+    tiny.save_tensors(small, tensors, 1)
+    with pytest.raises(ModelFileError, match=r"layers\.1\.mlp\.down_proj.* BF16 rounds to infinity"):
+        write_float_gguf(_open(small), tmp_path / "model.gguf", storage="BF16")
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_write_float_gguf__nan_and_infinity_are_refused_with_their_place(
     value: float, small: Path, tiny: ModuleType, tmp_path: Path
