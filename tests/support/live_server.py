@@ -23,6 +23,9 @@ from edgekit.server.app import create_app
 from edgekit.server.metrics import Metrics
 from edgekit.server.model import LoadedModel, ModelSlot
 
+http = httpx.Client(timeout=60)
+"""For requests of tests: on a busy machine a decode may take seconds."""
+
 
 @contextmanager
 def running_server(

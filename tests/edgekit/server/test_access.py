@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from live_server import load_student, running_server, wait_until_ready
+from live_server import http, load_student, running_server, wait_until_ready
 
 from edgekit.errors import UsageError
 from edgekit.server.access import ApiKeys, is_loopback
@@ -23,7 +23,7 @@ def guarded_url(student: Path) -> Iterator[str]:
 
 
 def ask(url: str, path: str, authorization: str) -> httpx.Response:
-    return httpx.get(url + path, headers={"authorization": authorization.encode()})
+    return http.get(url + path, headers={"authorization": authorization.encode()})
 
 
 def first_answer(url: str, request: str) -> str:
@@ -50,7 +50,7 @@ def test_api_keys__open_to_the_key(guarded_url: str, key: str) -> None:
 
 
 def test_api_keys__health_is_open_and_the_schema_is_not_there(guarded_url: str) -> None:
-    assert httpx.get(f"{guarded_url}/health").status_code == 200
+    assert http.get(f"{guarded_url}/health").status_code == 200
     assert ask(guarded_url, "/openapi.json", "Bearer secret-1").status_code == 404
 
 

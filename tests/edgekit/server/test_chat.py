@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from live_server import load_student, running_server, wait_until_ready
+from live_server import http, load_student, running_server, wait_until_ready
 
 QUESTION = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
 
@@ -23,11 +23,11 @@ def client(server_url: str) -> openai.OpenAI:
 
 
 def chat(url: str, **body: Any) -> httpx.Response:
-    return httpx.post(f"{url}/v1/chat/completions", json={"messages": QUESTION, **body}, timeout=60)
+    return http.post(f"{url}/v1/chat/completions", json={"messages": QUESTION, **body}, timeout=60)
 
 
 def stat(url: str, name: str) -> float:
-    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    lines = http.get(f"{url}/metrics").text.splitlines()
     return float(next(line.rsplit(" ", 1)[1] for line in lines if line.startswith(name + " ")))
 
 
@@ -99,7 +99,7 @@ def test_seed__same_seed_same_text(server_url: str) -> None:
 def test_half_a_character__is_replaced(server_url: str) -> None:
     """A client that cuts a text in the middle of an emoji sends half of a surrogate pair."""
     content = '{"messages": [{"role": "user", "content": "cut \\ud83d"}], "max_tokens": 1}'
-    response = httpx.post(f"{server_url}/v1/chat/completions", content=content, headers=JSON)
+    response = http.post(f"{server_url}/v1/chat/completions", content=content, headers=JSON)
     assert response.status_code == 200
     whole = chat(server_url, messages=[{"role": "user", "content": "cut \ufffd"}], max_tokens=1).json()
     assert response.json()["usage"]["prompt_tokens"] == whole["usage"]["prompt_tokens"]
@@ -141,7 +141,7 @@ def test_bad_request__names_the_field(
 ) -> None:
     # httpx would refuse to write lone surrogates; a client's JSON can spell them all the same.
     content = json.dumps({"messages": QUESTION, **body})
-    response = httpx.post(f"{server_url}/v1/chat/completions", content=content, headers=JSON)
+    response = http.post(f"{server_url}/v1/chat/completions", content=content, headers=JSON)
     assert response.status_code == status
     error = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
@@ -152,7 +152,7 @@ def test_bad_request__names_the_field(
 
 @pytest.mark.parametrize("content", [b"{", b"", b"[]", b'"x"', b"\xff\xfe", b"nul"])
 def test_bad_json__is_a_400(server_url: str, content: bytes) -> None:
-    response = httpx.post(
+    response = http.post(
         f"{server_url}/v1/chat/completions", content=content, headers={"content-type": "application/json"}
     )
     assert response.status_code == 400
@@ -162,9 +162,9 @@ def test_bad_json__is_a_400(server_url: str, content: bytes) -> None:
 def test_body_over_the_limit__is_a_413(server_url: str) -> None:
     big = b'{"messages": "' + b"x" * (5 * 2**20) + b'"}'
     url = f"{server_url}/v1/chat/completions"
-    assert httpx.post(url, content=big).status_code == 413
+    assert http.post(url, content=big).status_code == 413
     # In chunks, with no length announced.
-    assert httpx.post(url, content=iter([big[:1000], big[1000:]])).status_code == 413
+    assert http.post(url, content=iter([big[:1000], big[1000:]])).status_code == 413
 
 
 @pytest.mark.parametrize("stream", [True, False])
