@@ -139,7 +139,8 @@ class Material:
         if lost:
             notes.append(
                 f"{lost / total:.1%} of the weights are dequantized and quantized again: "
-                f"{quantization} cannot hold them as {own} does (activation order, or another bit width)"
+                f"{quantization} cannot hold them as {own} does "
+                "(activation order, bit width, or scales beyond F16)"
             )
         return tuple(notes)
 

@@ -109,7 +109,8 @@ def plan_tensors(
 ) -> tuple[TensorPlan, ...]:
     """Choose type and method for each tensor, in the order given.
 
-    Integers that the quantization's type holds are moved; all else gets the type that llama.cpp gives it.
+    Integers that the quantization's type holds are moved; where it is the one that `repack_quantization`
+    names, so are those that another type holds. All else gets the type that llama.cpp gives it.
 
     Args:
         facts: of the student.
@@ -146,9 +147,12 @@ def _plan(
     type_name = "F32" if is_vector else mix.get(name, base)
     is_float = tensor.storage in FLOAT_TYPES
     method: Method
-    moved = next((option for option in _repackings(tensor) if option.type_name == base), None)
+    options = _repackings(tensor)
+    # Among matrices that stay as they are, others may, too, in types of their own: 8 bits among 4.
+    other = options[0] if options and repacking else None
+    moved = next((option for option in options if option.type_name == base), other)
     if moved is not None:
-        type_name, method, exact = base, "repack", moved.exact
+        type_name, method, exact = moved.type_name, "repack", moved.exact
     elif type_name in FLOAT_TYPES:
         method = "copy" if type_name == tensor.storage else "convert"
         exact = method == "copy" or type_name == "F32"

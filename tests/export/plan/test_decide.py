@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -141,6 +142,31 @@ def test_make_plan__packed_student_that_could_be_kept_is_requantized_only_when_a
     assert exact.conversion == "repack" and all(
         item.exact for item in exact.tensors if item.method == "repack"
     )
+
+
+def test_make_plan__integers_of_several_kinds_all_stay(pi: DeviceProfile) -> None:
+    facts, tensors = _packed("R1-Distill-Qwen-1.5B", "GPTQ", "INT4", SYMMETRIC)
+    layouts = {
+        "down_proj": IntegerLayout(8, 128, symmetric=True, in_order=True, scales_fit_f16=True),
+        "v_proj": ASYMMETRIC,
+        "o_proj": IntegerLayout(4, 128, symmetric=True, in_order=False, scales_fit_f16=True),
+    }
+    tensors = [
+        replace(tensor, layout=layouts.get(tensor.name.split(".")[-2], tensor.layout)) for tensor in tensors
+    ]
+    plan = make_plan(facts, pi, tensors=tensors)
+    kinds = {item.gguf_name: (item.type_name, item.method) for item in plan.tensors}
+    assert (plan.quantization, plan.conversion) == ("Q4_0", "repack")
+    assert kinds["blk.0.ffn_up.weight"] == ("Q4_0", "repack")
+    assert kinds["blk.0.ffn_down.weight"] == ("Q8_0", "repack")
+    assert kinds["blk.0.attn_v.weight"] == ("Q4_1", "repack")
+    assert kinds["blk.0.attn_output.weight"] == ("Q4_0", "requantize")
+    assert any("3.7% of the weights are dequantized and quantized again" in note for note in plan.notes)
+    # Asked for another, only what that one holds is moved.
+    plan = make_plan(facts, pi, tensors=tensors, quantization="Q4_1")
+    kinds = {item.gguf_name: (item.type_name, item.method) for item in plan.tensors}
+    assert kinds["blk.0.attn_v.weight"] == ("Q4_1", "repack")
+    assert kinds["blk.0.ffn_down.weight"] == ("Q4_1", "requantize")
 
 
 def test_make_plan__nf4_is_dequantized(pi: DeviceProfile) -> None:
