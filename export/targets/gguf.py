@@ -53,7 +53,7 @@ def write_gguf(
     """Write a student's weights, hyperparameters and tokenizer.
 
     Args:
-        plan: what becomes of each tensor; see `tensor_plan.plan_tensors`.
+        plan: what becomes of each tensor; see `export.plan.tensors.plan_tensors`.
         quantization: the file type, as llama-quantize spells it.
         importance: by GGUF name, float32 [columns]: the mean square of what the matrix is multiplied with.
         provenance: further keys of the metadata.
