@@ -45,9 +45,9 @@ class Emitted:
     notes: tuple[str, ...] = ()
 
 
-def refuse_small_disk(directory: Path, plan: ExportPlan) -> None:
-    """Raise ExportError before hours of work, not after."""
-    needed, free = plan.facts.weight_bytes, shutil.disk_usage(directory).free
+def refuse_small_disk(directory: Path, needed: int) -> None:
+    """Raise ExportError before hours of work, not after. `needed`: bytes that will be written."""
+    free = shutil.disk_usage(directory).free
     if needed > free:
         raise ExportError(
             f"{directory.parent}: {free / 1e9:.1f} GB are free; this export needs {needed / 1e9:.1f} GB",

@@ -16,7 +16,7 @@ from edgekit.forecast import forecast
 from edgekit.gguf_header import read_gguf_header, shard_paths, stem_without_shard
 from edgekit.profiles import DeviceProfile, Format
 from edgekit.weight_buffers import HeldWeights, held_weights
-from export.calibration.step import CalibrationChoice, importance_of
+from export.calibration.step import CalibrationChoice, importance_of, refuse_unusable, scratch_bytes
 from export.emit import Emitted, emit_gguf, emit_onnx, refuse_small_disk
 from export.new_directory import directory_that_appears_at, refuse_existing
 from export.plan.decide import ExportPlan, make_plan
@@ -71,7 +71,7 @@ def export_bundle(
         ExportError: `out` exists, the disk is full, the result does not load or is too far from the student.
         PlanError: the model does not fit the device.
         ModelFileError: the student is damaged or of an unknown kind.
-        UsageError: the name or the release is none that a manifest takes.
+        UsageError: the name or the release is none that a manifest takes, or a calibration has no use.
     """
     refuse_existing(out)
     now = clock()
@@ -96,9 +96,13 @@ def export_bundle(
             hint="what can be written is GGUF and ONNX, e.g. with --profile host",
         )
     _refuse_loss(plan, student.facts, allow_loss)
+    if calibration is not None:
+        refuse_unusable(calibration, plan)
     name = name or _served_name(student)
     with directory_that_appears_at(out) as directory:
-        refuse_small_disk(directory, plan)
+        scratch = 0 if calibration is None else scratch_bytes(calibration, student)
+        # What calibration writes is gone when the model is written.
+        refuse_small_disk(directory, max(plan.facts.weight_bytes, scratch))
         source = student.source(progress)
         made = _make(student, plan, profile, directory, source, calibration, name, progress, allow_loss)
         sealed = seal_export(
@@ -147,7 +151,7 @@ def _make(
         return Made(emitted, facts, notes, None)
     checkpoint: DecoderStudent = as_checkpoint(student) if isinstance(student, GgufStudent) else student
     importance = None
-    if calibration is not None and any(step in plan.conversion for step in ("quantize", "repack")):
+    if calibration is not None:
         importance = importance_of(student, checkpoint, calibration, source, directory, progress)
     if plan.format == "onnx":
         emitted = emit_onnx(checkpoint, plan, profile, directory, progress=progress)
@@ -158,7 +162,10 @@ def _make(
     proof = prove_export(
         checkpoint, plan, profile, directory, emitted, importance=importance, progress=progress
     )
-    refuse_misses(proof, allow_loss=allow_loss)
+    larger = "choose a larger --quantization"
+    matrix = ", give an importance matrix with --calibration own"
+    may_weigh = plan.format == "gguf" and calibration is None
+    refuse_misses(proof, allow_loss=allow_loss, hint=f"{larger}{matrix if may_weigh else ''}")
     write_records(proof, name, directory)
     return Made(emitted, facts, (*emitted.notes, *notes, *proof.misses), proof_fields(proof))
 

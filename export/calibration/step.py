@@ -11,12 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.bundle.manifest import SourceRecord
+from edgekit.errors import UsageError
 from export.calibration.tokens import calibrate, calibration_tokens
+from export.plan.decide import ExportPlan
 from export.progress import Progress
 from export.student import DecoderStudent, GgufStudent
 from export.targets.gguf import write_float_gguf
 
-__all__ = ["CalibrationChoice", "importance_of"]
+__all__ = ["CalibrationChoice", "importance_of", "refuse_unusable", "scratch_bytes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,35 @@ class CalibrationChoice:
     """`text`: a file to calibrate on; None: the student's own answers to the prompts that ship."""
 
     text: Path | None = None
+
+
+def refuse_unusable(choice: CalibrationChoice, plan: ExportPlan) -> None:
+    """Say now, not after hours of work, that there is no text, or nothing to use an importance matrix.
+
+    Raises:
+        UsageError: that is so.
+    """
+    if choice.text is not None and not choice.text.is_file():
+        what = "is no file" if choice.text.exists() else "no such file"
+        raise UsageError(
+            f"{choice.text}: {what}",
+            hint="give a UTF-8 text for --calibration, or 'own' for the student's own answers",
+        )
+    if plan.format != "gguf":
+        raise UsageError("onnxruntime's quantizer takes no importance matrix", hint="leave --calibration out")
+    if plan.conversion in ("keep", "convert"):
+        raise UsageError(
+            f"{plan.facts.name} becomes {plan.quantization} without a quantizer that could use an importance "
+            "matrix",
+            hint="leave --calibration out, or choose a --quantization",
+        )
+
+
+def scratch_bytes(choice: CalibrationChoice, student: GgufStudent | DecoderStudent) -> int:
+    """Bytes that `importance_of` needs on the disk for a while: the student as floats, to answer."""
+    if choice.text is not None or isinstance(student, GgufStudent):
+        return 0
+    return student.facts.parameters * (4 if student.stored_as == "F32" else 2)
 
 
 def importance_of(

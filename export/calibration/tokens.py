@@ -11,14 +11,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-from edgekit.errors import ModelFileError, UsageError
-from export.cache import cache_directory, locked
+from edgekit.errors import ExportError, ModelFileError, UsageError
+from export.cache import cache_directory, locked, scratch_directory
 from export.calibration.imatrix import Imatrix, compute_imatrix, read_imatrix, write_imatrix
 from export.progress import Progress, silent
 from export.prompts import (
@@ -90,7 +91,7 @@ def calibration_tokens(
 
     Raises:
         UsageError: neither text nor model, or the text cannot be read or is too short.
-        ModelFileError, EngineError, ExportError: llama.cpp cannot run the model.
+        ModelFileError, EngineError, ExportError: llama.cpp cannot run the model, or there is no cache.
         ChatTemplateError: the student's chat template refuses a question.
     """
     if tokens < _LEAST_TOKENS:
@@ -104,11 +105,14 @@ def calibration_tokens(
     path = directory / f"{key}.json"
     if student_sha256 is None:
         return _answers(student, model, tokens, progress)
-    with locked(directory / f"{key}.lock"):
+    with _cached(directory, key, progress) as scratch:
         kept = _read_sequences(path)
         if kept is None:
             kept = _answers(student, model, tokens, progress)
-            _write_whole(path, json.dumps(kept.sequences).encode())
+            written = scratch / path.name
+            with _kept_if_possible():
+                written.write_text(json.dumps(kept.sequences), encoding="utf-8")
+                _publish(written, path)
         return kept
 
 
@@ -162,6 +166,7 @@ def calibrate(
 
     Raises:
         ModelFileError: the student computes NaN or infinity.
+        ExportError: there is no cache.
     """
     if student_sha256 is None:
         return compute_imatrix(
@@ -170,15 +175,16 @@ def calibrate(
     directory = (cache or cache_directory()) / "imatrix"
     key = _sha256(["imatrix", VERSION, student_sha256, calibration.sha256])
     path = directory / f"{key}.gguf"
-    with locked(directory / f"{key}.lock"):
+    with _cached(directory, key, progress) as scratch:
         kept = _read_kept(path, student)
         if kept is None:
             kept = compute_imatrix(
                 student, calibration.sequences, datasets=[calibration.dataset], progress=progress
             )
-            with tempfile.TemporaryDirectory(prefix=f".{key}-", dir=directory) as scratch:
-                write_imatrix(kept, Path(scratch) / path.name)
-                (Path(scratch) / path.name).replace(path)
+            written = scratch / path.name
+            with _kept_if_possible():
+                write_imatrix(kept, written)
+                _publish(written, path)
         return kept
 
 
@@ -189,8 +195,8 @@ def _answers(
     prompts = [list(tokenize_dialogue(tokenizer, prompt).tokens) for prompt in calibration_prompts()]
     each = min(SEQUENCE_TOKENS, max(_LEAST_TOKENS, tokens // len(prompts)))
     sequences: list[tuple[int, ...]] = []
-    progress(_LABEL, 0, len(prompts))
     path = model if isinstance(model, Path) else model()
+    progress(_LABEL, 0, len(prompts))
     with LlamaSession(path, cells=_TOGETHER * (SEQUENCE_TOKENS + _LEAST_TOKENS)) as session:
         for start in range(0, len(prompts), _TOGETHER):
             wave = prompts[start : start + _TOGETHER]
@@ -231,14 +237,34 @@ def _read_kept(path: Path, student: DecoderStudent) -> Imatrix | None:
     return kept
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is there as a whole or not at all."""
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
+@contextmanager
+def _cached(directory: Path, key: str, progress: Progress) -> Iterator[Path]:
+    """Hold an entry of the cache alone; gives an empty directory to write it in."""
+    with ExitStack() as stack:
+        try:
+            waiting = partial(progress, "waiting: the same is computed elsewhere", 0, None)
+            stack.enter_context(locked(directory / f"{key}.lock", on_wait=waiting))
+            scratch = stack.enter_context(scratch_directory(directory, key))
+        except OSError as error:
+            raise ExportError(
+                f"{directory}: the cache cannot be written: {error.strerror or error}",
+                hint="free some space there, or name another directory in XDG_CACHE_HOME",
+            ) from error
+        yield scratch
+
+
+@contextmanager
+def _kept_if_possible() -> Iterator[None]:
+    """What was computed for hours is of use even if the cache has no room for it."""
+    with suppress(OSError, ExportError):
+        yield
+
+
+def _publish(written: Path, final: Path) -> None:
+    """Sync a file and give it its name: it is there as a whole or not at all."""
+    with written.open("rb") as file:
         os.fsync(file.fileno())
-    Path(temporary).replace(path)
+    written.replace(final)
 
 
 def _sha256(value: Sequence[object]) -> str:

@@ -5,7 +5,6 @@ optimum's float32 graph, once it gives transformers' logits, is the student that
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any, Final
 from edgekit.bundle.bundle import Bundle
 from edgekit.bundle.manifest import SourceRecord, release_number
 from edgekit.bundle.signing import SecretKey
-from edgekit.errors import ExportError, ModelFileError, PlanError, UsageError
+from edgekit.errors import ModelFileError, PlanError, UsageError
 from edgekit.facts import ModelFacts
 from edgekit.forecast import MIB, Forecast, forecast
 from edgekit.profiles import DeviceProfile, Format
@@ -95,12 +94,13 @@ def export_bundle_with_optimum(
     plan = make_plan(facts, device, quantization=quantization, format="onnx")
     python = python or ensure_optimum(cache=cache, offline=offline, progress=progress)
     with directory_that_appears_at(out) as directory:
-        _refuse_small_disk(directory, plan)
+        # optimum writes float32, and for a while twice, before anything becomes smaller.
+        refuse_small_disk(directory, plan.facts.weight_bytes + 2 * 4 * plan.facts.parameters)
         source = checkpoint.source(progress)
         made, proof = _make(checkpoint, plan, profile, directory, python, name, progress)
         needs = forecast(made.facts, device, plan.serve)
         _refuse_larger(made.facts, device, needs)
-        _refuse_misses(proof, allow_loss=allow_loss)
+        refuse_misses(proof, allow_loss=allow_loss, hint="export it with --quantization F32")
         write_records(proof, name, directory)
         sealed = seal_export(
             directory,
@@ -237,14 +237,6 @@ def _facts_as_written(facts: ModelFacts, plan: ExportPlan, name: str, directory:
     return stored.model_copy(update={**update, "parameters": facts.parameters})
 
 
-def _refuse_small_disk(directory: Path, plan: ExportPlan) -> None:
-    """optimum writes float32, and for a while twice, before anything becomes smaller."""
-    facts = plan.facts
-    needed = facts.weight_bytes + 2 * 4 * facts.parameters
-    update = {"weight_bytes": needed}
-    refuse_small_disk(directory, dataclasses.replace(plan, facts=facts.model_copy(update=update)))
-
-
 def _refuse_larger(facts: ModelFacts, device: DeviceProfile, needs: Forecast) -> None:
     """The plan went by what is usual; only now it is known what the quantizer left alone."""
     if needs.fits is False:
@@ -253,12 +245,3 @@ def _refuse_larger(facts: ModelFacts, device: DeviceProfile, needs: Forecast) ->
             f"fit {device.name}; {(needs.shortfall_bytes or 0) / MIB:.0f} MiB are missing",
             hint="choose a smaller model, or a profile with a smaller context",
         )
-
-
-def _refuse_misses(proof: Proof, *, allow_loss: bool) -> None:
-    try:
-        refuse_misses(proof, allow_loss=allow_loss)
-    except ExportError as error:
-        raise ExportError(
-            error.message, hint="export it with --quantization F32, or accept the loss with --allow-loss"
-        ) from None

@@ -25,7 +25,7 @@ from export.quality.tensors import gguf_pairs, prove_exact, worst_tensors
 from export.runtimes.llama_session import LlamaSession
 from export.student.base import DecoderStudent
 
-__all__ = ["GOLDEN_NAME", "REPORT_NAME", "prove_export", "refuse_misses"]
+__all__ = ["GOLDEN_NAME", "REPORT_NAME", "prove_export", "refuse_misses", "write_records"]
 
 GOLDEN_NAME: Final = "golden.json"
 REPORT_NAME: Final = "proof.html"
@@ -82,8 +82,12 @@ def prove_export(
     return proof
 
 
-def refuse_misses(proof: Proof, *, allow_loss: bool) -> None:
-    """Raise ExportError if a limit is missed, unless the loss was allowed."""
+def refuse_misses(proof: Proof, *, allow_loss: bool, hint: str) -> None:
+    """Raise ExportError if a limit is missed, unless the loss was allowed.
+
+    Args:
+        hint: what else there is to try; that the loss may be accepted is added.
+    """
     if not proof.misses or allow_loss:
         return
     tensors = ", ".join(
@@ -92,8 +96,7 @@ def refuse_misses(proof: Proof, *, allow_loss: bool) -> None:
     raise ExportError(
         f"{proof.quantization} is too far from the student: {'; '.join(proof.misses)}"
         + (f"; the worst tensors: {tensors}" if tensors else ""),
-        hint="choose a larger --quantization, give an importance matrix with --calibration own, "
-        "or accept the loss with --allow-loss",
+        hint=f"{hint}, or accept the loss with --allow-loss",
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 from quantized_fixture import FIXTURES, copy_checkpoint
 
 from edgekit.bundle.bundle import verify_bundle
-from edgekit.errors import ExportError
+from edgekit.errors import ExportError, UsageError
 from edgekit.gguf_header import read_gguf_header
 from edgekit.profiles import ProofOverride, load_profile
 from export.calibration.step import CalibrationChoice
@@ -182,6 +182,39 @@ def test_export_bundle__calibrated_on_a_text(small: Path, tmp_path: Path) -> Non
     )
     assert weighed.manifest.model.weight_bytes >= plain.manifest.model.weight_bytes
     assert weighed.entry_path.read_bytes() != plain.entry_path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"format": "onnx"}, "onnxruntime's quantizer takes no importance matrix"),
+        ({"quantization": "BF16"}, "Small-Qwen2 becomes BF16 without a quantizer"),
+        ({"calibration": CalibrationChoice(Path("absent.txt"))}, "absent.txt: no such file"),
+        ({"calibration": CalibrationChoice(FIXTURES)}, "is no file"),
+    ],
+)
+def test_export_bundle__calibration_that_cannot_be_used_is_refused_before_the_work(
+    options: dict[str, Any], message: str, small: Path, tmp_path: Path
+) -> None:
+    steps: list[str] = []
+    options = {"calibration": CalibrationChoice(), **options}
+    with pytest.raises(UsageError, match=message):
+        export_bundle(
+            small, HOST, tmp_path / "out", progress=lambda what, done, total: steps.append(what), **options
+        )
+    assert steps == [] and [path.name for path in tmp_path.iterdir()] == ["Small-Qwen2"]
+
+
+@pytest.mark.parametrize(("quantization", "weighs"), [("Q4_0", True), ("INT4", False)])
+def test_export_bundle__proof_that_fails_proposes_what_can_help(
+    quantization: str, weighs: bool, small: Path, tmp_path: Path
+) -> None:
+    strict = HOST.model_copy(update={"proof": {quantization: ProofOverride(mean_kl=1e-9)}})
+    output = "gguf" if weighs else "onnx"
+    with pytest.raises(ExportError) as no:
+        export_bundle(small, strict, tmp_path / "out", quantization=quantization, format=output)  # type: ignore[arg-type]
+    assert ("--calibration own" in (no.value.hint or "")) is weighs
+    assert "--allow-loss" in (no.value.hint or "")
 
 
 def test_export_bundle__proof_that_fails_ends_the_export_and_names_tensors(

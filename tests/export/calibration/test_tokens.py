@@ -8,8 +8,9 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from full_disk import file_size_limited
 
-from edgekit.errors import UsageError
+from edgekit.errors import ExportError, UsageError
 from export.calibration.imatrix import Imatrix
 from export.calibration.tokens import Calibration, calibrate, calibration_tokens, text_sequences
 from export.prompts import (
@@ -147,6 +148,24 @@ def test_calibrate__is_computed_once_for_the_same_content(
         file.write_bytes(file.read_bytes()[:100])
     run(one, "ab" * 32)
     assert steps
+
+
+def test_calibrate__a_full_cache_costs_nothing_but_the_next_time(
+    tiny_student: CheckpointStudent, tmp_path: Path
+) -> None:
+    one = Calibration(((1, 2, 3), (4, 5)), "some")
+    with file_size_limited(500):
+        found = calibrate(tiny_student, one, student_sha256="ab" * 32, cache=tmp_path)
+    assert found.tokens == 5
+    assert [path.suffix for path in (tmp_path / "imatrix").iterdir()] == [".lock"]
+
+
+def test_calibrate__a_cache_that_cannot_be_is_named(tiny_student: CheckpointStudent) -> None:
+    with pytest.raises(ExportError, match=r"^/proc/none/imatrix: the cache cannot be written") as no:
+        calibrate(
+            tiny_student, Calibration(((1,),), "some"), student_sha256="ab" * 32, cache=Path("/proc/none")
+        )
+    assert "XDG_CACHE_HOME" in (no.value.hint or "")
 
 
 def test_prompts__cover_languages_and_kinds_and_none_is_used_twice() -> None:
