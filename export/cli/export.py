@@ -39,7 +39,7 @@ def export(
         str | None,
         typer.Option(
             metavar="TEXT",
-            help="Weigh columns by an importance matrix: of a text file, or 'own' for MODEL's own answers.",
+            help="GGUF: weigh columns by an importance matrix, of a text file, or 'own' for MODEL's answers.",
         ),
     ] = None,
     sign_key: Annotated[
