@@ -130,7 +130,7 @@ def _held(plan: ExportPlan, device: DeviceProfile, directory: Path, made: Made) 
     if plan.format != "gguf" or device.cpu.isa is None:
         return None
     tensors = read_gguf_header(directory / made.emitted.entry).tensors
-    return held_weights(tensors, set(device.cpu.isa), on_gpu=plan.serve.gpu_layers > 0)
+    return held_weights(tensors, set(device.cpu.isa), on_gpu=plan.serve.gpu_layers > made.facts.layers)
 
 
 def _make(
@@ -166,7 +166,7 @@ def _make(
     matrix = ", give an importance matrix with --calibration own"
     may_weigh = plan.format == "gguf" and calibration is None
     refuse_misses(proof, allow_loss=allow_loss, hint=f"{larger}{matrix if may_weigh else ''}")
-    write_records(proof, name, directory)
+    write_records(proof, name, directory, source=source, profile=profile, conversion=emitted.conversion)
     return Made(emitted, facts, (*emitted.notes, *notes, *proof.misses), proof_fields(proof))
 
 

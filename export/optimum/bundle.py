@@ -101,7 +101,9 @@ def export_bundle_with_optimum(
         needs = forecast(made.facts, device, plan.serve)
         _refuse_larger(made.facts, device, needs)
         refuse_misses(proof, allow_loss=allow_loss, hint="export it with --quantization F32")
-        write_records(proof, name, directory)
+        write_records(
+            proof, name, directory, source=source, profile=profile, conversion=made.emitted.conversion
+        )
         sealed = seal_export(
             directory,
             made,

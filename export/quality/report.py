@@ -21,7 +21,7 @@ _STYLE: Final = """
 body { margin: 0 auto; max-width: 60rem; padding: 2rem 1.2rem 4rem; background: var(--back);
   color: var(--text); font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.6rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; }
-p { margin: .4rem 0; } .muted { color: var(--muted); }
+p { margin: .4rem 0; overflow-wrap: anywhere; } .muted { color: var(--muted); }
 .good { color: var(--good); } .bad { color: var(--bad); }
 .verdict { margin: 1.2rem 0; padding: .8rem 1rem; border-left: 4px solid; background: var(--panel); }
 .verdict ul { margin: .3rem 0 0; padding-left: 1.2rem; color: var(--text); }

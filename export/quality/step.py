@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit.bundle.manifest import SourceRecord
 from edgekit.errors import ExportError
 from edgekit.gguf_header import shard_paths
 from edgekit.profiles import DeviceProfile
@@ -100,8 +101,10 @@ def refuse_misses(proof: Proof, *, allow_loss: bool, hint: str) -> None:
     )
 
 
-def write_records(proof: Proof, name: str, directory: Path) -> None:
-    """golden.json, which a device can replay, and the report as a page."""
+def write_records(
+    proof: Proof, name: str, directory: Path, *, source: SourceRecord, profile: DeviceProfile, conversion: str
+) -> None:
+    """golden.json, which a device can replay, and the report as a page, which says what was compared."""
     golden = {
         "quantization": proof.quantization,
         "runtime": proof.runtime,
@@ -109,7 +112,11 @@ def write_records(proof: Proof, name: str, directory: Path) -> None:
     }
     text = json.dumps(golden, indent=2, ensure_ascii=False)
     (directory / GOLDEN_NAME).write_text(f"{text}\n", encoding="utf-8")
-    write_report(proof, directory / REPORT_NAME, name=name)
+    facts = (
+        ("student", f"{source.name}, SHA-256 {source.sha256}"),
+        ("artifact", f"{conversion}, for {profile.name}"),
+    )
+    write_report(proof, directory / REPORT_NAME, name=name, facts=facts)
 
 
 def _limits(plan: ExportPlan, profile: DeviceProfile) -> ProofLimits:

@@ -160,6 +160,9 @@ def test_export_bundle__integers_are_moved_bit_for_bit(tiny: ModuleType, tmp_pat
     # 2 layers of 7 matrices
     assert (proof["exact"]["tensors"], proof["exact"]["exact"]) == (14, 14)
     assert "of the weights keep the integers of GPTQ, bit for bit" in " ".join(bundle.manifest.plan.notes)
+    page = (tmp_path / "out" / "proof.html").read_text(encoding="utf-8")
+    assert f"student: Student, SHA-256 {bundle.manifest.source.sha256}" in page
+    assert "artifact: repacked from GPTQ, for host" in page
 
 
 def test_export_bundle__base_and_adapter(tiny: ModuleType, tmp_path: Path) -> None:
