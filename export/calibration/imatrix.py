@@ -24,7 +24,7 @@ from edgekit.gguf_header import GgufHeader, TensorInfo, read_gguf_header
 from export.progress import Progress, silent
 from export.quality.reference import Reference
 from export.student.base import DecoderStudent
-from export.targets.gguf_names import gguf_name
+from export.student.gguf_names import gguf_name
 
 try:
     import gguf

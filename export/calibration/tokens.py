@@ -31,7 +31,7 @@ from export.prompts import (
 )
 from export.runtimes.llama_session import LlamaSession
 from export.student.base import DecoderStudent
-from export.targets.gguf_names import gguf_name
+from export.student.gguf_names import gguf_name
 
 __all__ = ["DEFAULT_TOKENS", "Calibration", "calibrate", "calibration_tokens", "text_sequences"]
 

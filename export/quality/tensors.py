@@ -17,7 +17,7 @@ from export.progress import Progress, silent
 from export.quality.record import ExactProof, TensorError
 from export.student.base import DecoderStudent, StudentTensor
 from export.student.gguf_file import GgufStudent
-from export.targets.gguf_names import gguf_name
+from export.student.gguf_names import gguf_name
 
 __all__ = ["TensorPair", "gguf_pairs", "prove_exact", "worst_tensors"]
 

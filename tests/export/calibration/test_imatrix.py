@@ -12,9 +12,9 @@ import pytest
 from edgekit.errors import ModelFileError
 from export.calibration.imatrix import Imatrix, compute_imatrix, read_imatrix, write_imatrix
 from export.quantize import quantize_gguf
+from export.student.gguf_names import gguf_name
 from export.student.safetensors_dir import CheckpointStudent, open_checkpoint
 from export.targets.gguf import write_float_gguf
-from export.targets.gguf_names import gguf_name
 
 GOLDEN = Path(__file__).parents[2] / "fixtures" / "imatrix"
 
