@@ -22,7 +22,7 @@ from export.quality.limits import ProofLimits, limits_for
 from export.quality.prove import Greedy, LogitsOf, prove
 from export.quality.record import Proof
 from export.quality.report import write_report
-from export.quality.tensors import gguf_pairs, prove_exact, worst_tensors
+from export.quality.tensors import TensorPair, gguf_pairs, prove_exact, worst_tensors
 from export.runtimes.llama_session import LlamaSession
 from export.student.base import DecoderStudent
 
@@ -63,13 +63,9 @@ def prove_export(
             greedy=greedy,
             progress=progress,
         )
-    if plan.format != "gguf":
-        return proof
-    pairs = gguf_pairs(student, shard_paths(directory / emitted.entry))
-    moved = {item.name for item in plan.tensors if item.method in ("copy", "repack")}
+    pairs, moved, promised = _moved(student, plan, directory / emitted.entry)
     if moved:
         exact = prove_exact(pairs, names=moved, progress=progress)
-        promised = sum(item.exact for item in plan.tensors if item.name in moved)
         if exact.exact < promised:
             raise ExportError(
                 f"tensor '{exact.worst_tensor}' was to be moved bit for bit and is not: it differs by up to "
@@ -81,6 +77,27 @@ def prove_export(
         worst = worst_tensors(pairs, importance=importance, progress=progress)
         proof = proof.model_copy(update={"worst_tensors": worst})
     return proof
+
+
+def _moved(student: DecoderStudent, plan: ExportPlan, model: Path) -> tuple[list[TensorPair], set[str], int]:
+    """Tensors beside the student's; names of those that were moved, not computed; how many must be equal."""
+    if plan.format == "gguf":
+        names = {item.name for item in plan.tensors if item.method in ("copy", "repack")}
+        promised = sum(item.exact for item in plan.tensors if item.name in names)
+        return gguf_pairs(student, shard_paths(model)), names, promised
+    if plan.quantization == "F32":
+        return [], set(), 0
+    from export.quality.onnx_tensors import onnx_pairs
+    from export.targets.onnx import BLOCK_SIZE
+    from export.targets.onnx_weights import plan_blocks
+
+    exact = {
+        tensor.name: tensor.integers.layout.scales_fit_f16
+        for tensor in student.tensors()
+        if tensor.integers is not None and plan_blocks(tensor, bits=4, block_size=BLOCK_SIZE).exact
+    }
+    # Scales are float32 on CPUs and float16 on CUDA, which not all fit.
+    return onnx_pairs(student, model), set(exact), sum(exact.values())
 
 
 def refuse_misses(proof: Proof, *, allow_loss: bool, hint: str) -> None:

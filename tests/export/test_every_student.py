@@ -141,6 +141,10 @@ def test_export_bundle__packed_student_as_onnx(kind: str, tiny: ModuleType, tmp_
     )
     proof = manifest.proof
     assert proof is not None and proof["misses"] == [] and proof["mean_kl"] < 0.02
+    # What was moved is read back from the graph's file, value by value.
+    moved = proof["exact"]
+    assert (moved is None) == (own == "NF4")
+    assert moved is None or moved["exact"] == moved["tensors"] >= 6, moved
     names = {file.path for file in manifest.files}
     assert names >= {"model.onnx", "model.onnx.data", "genai_config.json", "tokenizer.json", "golden.json"}
 
