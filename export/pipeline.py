@@ -26,6 +26,7 @@ from export.quality.step import prove_export, refuse_misses, write_records
 from export.quantize import require_llama_cpp
 from export.sealing import Made, installed_versions, proof_fields, refuse_invalid, seal_export
 from export.student import CheckpointStudent, DecoderStudent, GgufStudent, as_checkpoint, open_student
+from export.student.lora import AdaptedStudent
 from export.student.provenance import checkpoint_name
 from export.trial import try_gguf, try_onnx
 
@@ -167,7 +168,14 @@ def _make(
     may_weigh = plan.format == "gguf" and calibration is None
     refuse_misses(proof, allow_loss=allow_loss, hint=f"{larger}{matrix if may_weigh else ''}")
     write_records(proof, name, directory, source=source, profile=profile, conversion=emitted.conversion)
-    return Made(emitted, facts, (*emitted.notes, *notes, *proof.misses), proof_fields(proof))
+    return Made(
+        emitted, facts, (*_base_notes(student), *emitted.notes, *notes, *proof.misses), proof_fields(proof)
+    )
+
+
+def _base_notes(student: GgufStudent | CheckpointStudent) -> tuple[str, ...]:
+    note = student.base_note() if isinstance(student, AdaptedStudent) else None
+    return () if note is None else (note,)
 
 
 def _tried(

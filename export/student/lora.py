@@ -62,6 +62,17 @@ class AdaptedStudent(CheckpointStudent):
         has_tokenizer = (self.path / "tokenizer.json").is_file()
         self._tokenizer_path = self.path if has_tokenizer else base.path
 
+    def base_note(self) -> str | None:
+        """What a user should know where the adapter names another base than it is merged into.
+
+        Not an error: shapes agree, and directories and repackaged bases have names of their own.
+        """
+        named = (self._base_model or "").rstrip("/").rpartition("/")[2].lower()
+        own = checkpoint_name(self.base.path)
+        if not named or named in own.lower() or own.lower() in named:
+            return None
+        return f"the adapter names {self._base_model} as its base; it was merged into {own}"
+
     @cached_property
     def tokenizer(self) -> CheckpointTokenizer:
         return read_tokenizer(self._tokenizer_path, vocabulary=self.config.vocabulary, config=self.config.raw)

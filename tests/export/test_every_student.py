@@ -176,6 +176,9 @@ def test_export_bundle__base_and_adapter(tiny: ModuleType, tmp_path: Path) -> No
     manifest = bundle.manifest
     assert manifest.source.name == "Base + rslora-patterns"
     assert manifest.proof is not None and manifest.proof["misses"] == []
+    assert "the adapter names base/R1-Tiny-Llama-1M as its base; it was merged into Base" in " ".join(
+        manifest.plan.notes
+    )
     alone = export_bundle(base, HOST, tmp_path / "alone", quantization="BF16")
     assert alone.entry_path.read_bytes() != bundle.entry_path.read_bytes()
 
