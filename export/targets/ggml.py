@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from types import MappingProxyType
 from typing import Any, Final
@@ -44,14 +41,14 @@ def quantize_rows(
     type_name: str,
     *,
     importance: NDArray[np.float32] | None = None,
-    threads: int | None = None,
 ) -> NDArray[np.uint8]:
-    """Quantize float32 [rows, columns] to uint8 [rows, row bytes].
+    """Quantize float32 [rows, columns] to uint8 [rows, row bytes], on the calling thread.
+
+    ctypes lets go of the interpreter meanwhile: whoever has several parts can have them quantized together.
 
     Args:
         importance: float32 [columns], how much each column matters: the mean square of what the matrix is
             multiplied with. None: ggml weighs by the weights themselves.
-        threads: None takes all processors that this process may use.
 
     Raises:
         ExportError: the type's block does not divide the rows.
@@ -64,19 +61,17 @@ def quantize_rows(
         raise ValueError(f"importance of shape {weights.shape} for rows of {columns}")
     native = _native()
 
-    def run(start: int, count: int) -> None:
-        native.ggml_quantize_chunk(
-            _NUMBERS[type_name],
-            values[start:].ctypes.data,
-            packed[start:].ctypes.data,
-            0,
-            count,
-            columns,
-            None if weights is None else weights.ctypes.data,
-        )
-
-    native.ggml_quantize_init(_NUMBERS[type_name])
-    _in_parallel(run, rows, threads)
+    number = _NUMBERS[type_name]
+    native.ggml_quantize_init(number)
+    native.ggml_quantize_chunk(
+        number,
+        values.ctypes.data,
+        packed.ctypes.data,
+        0,
+        rows,
+        columns,
+        None if weights is None else weights.ctypes.data,
+    )
     return packed
 
 
@@ -89,27 +84,8 @@ def dequantize_rows(packed: NDArray[np.uint8], type_name: str, columns: int) -> 
         return values
     to_float = _native().ggml_get_type_traits(_NUMBERS[type_name]).contents.to_float
 
-    def run(start: int, count: int) -> None:
-        to_float(packed[start:].ctypes.data, values[start:].ctypes.data, count * columns)
-
-    _in_parallel(run, packed.shape[0], None)
+    to_float(packed.ctypes.data, values.ctypes.data, values.size)
     return values
-
-
-def _in_parallel(run: Callable[[int, int], None], rows: int, threads: int | None) -> None:
-    """Share rows among threads; ctypes lets go of the interpreter while C runs."""
-    threads = max(1, min(threads or len(os.sched_getaffinity(0)), rows))
-    if threads == 1:
-        run(0, rows)
-        return
-    share = -(-rows // threads)
-    for done in _pool().map(lambda at: run(at, min(share, rows - at)), range(0, rows, share)):
-        assert done is None
-
-
-@cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="quantize")
 
 
 class _TypeTraits(ctypes.Structure):

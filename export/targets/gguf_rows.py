@@ -102,7 +102,7 @@ def _converted(
         return _to_bf16(tensor, floats)
     if plan.type_name == "F16":
         return _to_f16(tensor, floats)
-    return quantize_rows(floats, plan.type_name, importance=importance, threads=1)
+    return quantize_rows(floats, plan.type_name, importance=importance)
 
 
 def _to_f16(tensor: StudentTensor, floats: NDArray[np.float32]) -> Array:
