@@ -13,6 +13,8 @@
     │   └── PlanError            the model does not fit the profile
     ├── EngineError              the inference engine failed
     │   ├── ContextOverflowError the prompt does not fit the context
+    │   ├── ConstraintError      an answer cannot be given the form that is asked for
+    │   ├── DeadlineExceededError  a request took longer than it may
     │   ├── EngineBusyError      the engine's queue is full
     │   └── EngineStoppedError   the engine is being shut down
     ├── TelemetryError           the broker or its address is not usable
@@ -26,7 +28,9 @@ from __future__ import annotations
 
 __all__ = [
     "BundleError",
+    "ConstraintError",
     "ContextOverflowError",
+    "DeadlineExceededError",
     "EdgekitError",
     "EngineBusyError",
     "EngineError",
@@ -134,6 +138,22 @@ class ContextOverflowError(EngineError):
         )
         self.prompt_tokens = prompt_tokens
         self.context_tokens = context_tokens
+
+
+class ConstraintError(EngineError):
+    """A JSON Schema or grammar is not valid, or asks for what is not supported."""
+
+
+class DeadlineExceededError(EngineError):
+    """A request took longer than it may.
+
+    Args:
+        deadline_s: what it may take, in seconds.
+    """
+
+    def __init__(self, deadline_s: float) -> None:
+        super().__init__(f"the request was not done within {deadline_s:g} s")
+        self.deadline_s = deadline_s
 
 
 class EngineBusyError(EngineError):

@@ -6,27 +6,33 @@ behind the same interface.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
-from typing import Protocol
+from typing import Literal, Protocol
 
 from edgekit.errors import EdgekitError
 
 __all__ = [
     "Chunk",
+    "Constraint",
     "Engine",
     "EngineStats",
     "Event",
     "Failed",
     "FinishReason",
     "Finished",
+    "GapCounts",
+    "LikelyToken",
+    "ReasoningRules",
+    "ReasoningTags",
     "Request",
     "RequestRecord",
     "Sampling",
     "Sink",
     "Ticket",
+    "TokenLogprob",
 ]
 
 
@@ -61,17 +67,58 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """One stream to generate.
+class ReasoningTags:
+    """What a model family writes around its reasoning."""
 
-    `prompt` holds token ids. `max_tokens` None generates up to the end of the context. `stop` strings end
-    the stream and are not part of its text.
+    opening: str = "<think>"
+    closing: str = "</think>"
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningRules:
+    """How a stream's reasoning is told from its answer, and how long it may be."""
+
+    tags: ReasoningTags = ReasoningTags()
+    opened: bool = False
+    """The prompt ends in the opening tag: the stream begins inside the reasoning."""
+    budget_tokens: int | None = None
+    """After so many tokens of reasoning the closing tag is put in the model's mouth. None: no limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What form an answer must have. It holds from the answer's first token on, after any reasoning.
+
+    `text` is a JSON Schema as JSON, a grammar in llguidance's variant of Lark, or a regular expression that
+    the whole answer matches.
     """
 
+    kind: Literal["json_schema", "lark", "regex"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One stream to generate, or one text to embed."""
+
     prompt: tuple[int, ...]
+    """Token ids."""
     max_tokens: int | None = None
+    """None generates up to the end of the context."""
     sampling: Sampling = Sampling()
     stop: tuple[str, ...] = ()
+    """Strings that end the stream and are not part of its text."""
+    client: str = ""
+    """Who asks. Clients that wait get their turns evenly, however much each of them asks."""
+    deadline_s: float | None = None
+    """Seconds from submission after which the stream fails with DeadlineExceededError."""
+    top_logprobs: int | None = None
+    """Likeliest tokens to tell for each token beside its own log probability; None tells neither."""
+    reasoning: ReasoningRules | None = None
+    """None: all text is answer."""
+    constraint: Constraint | None = None
+    embed: bool = False
+    """Nothing is generated; `Finished.embedding` is what the model makes of the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +135,8 @@ class RequestRecord:
     """From that step to the first token."""
     decode_s: float
     """From the first token to the last."""
+    reasoning_tokens: int = 0
+    """Of `completion_tokens`."""
 
     @property
     def ttft_s(self) -> float:
@@ -96,10 +145,34 @@ class RequestRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
-    """Text that one step added to a stream. Always whole characters; never empty."""
+class LikelyToken:
+    """A token and the natural logarithm of the probability that the model gave it, before any sampling."""
 
-    text: str
+    token: int
+    piece: bytes
+    """The bytes that it stands for; they need not be whole characters."""
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token that was drawn, and the likeliest ones in its place, likeliest first."""
+
+    drawn: LikelyToken
+    top: tuple[LikelyToken, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """What was added to a stream since its last chunk: whole characters of reasoning, then of answer.
+
+    Tags belong to neither. Both texts may be empty when there are `logprobs`.
+    """
+
+    content: str = ""
+    reasoning: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """One for each token since the last chunk, when the request asks for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +181,8 @@ class Finished:
 
     reason: FinishReason
     record: RequestRecord
+    embedding: tuple[float, ...] | None = None
+    """Of length 1 (Euclidean). Only for requests that ask to embed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +202,18 @@ class Ticket(Protocol):
 
     def cancel(self) -> None:
         """Stop the stream and free what it holds, within one step. Harmless when it has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class GapCounts:
+    """How long streams waited for their next token: a histogram of seconds.
+
+    `counts[i]` gaps were at most `bounds_s[i]` and longer than the bound before; the last count has no bound.
+    """
+
+    bounds_s: tuple[float, ...] = ()
+    counts: tuple[int, ...] = ()
+    sum_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +237,12 @@ class EngineStats:
     requests_finished: int = 0
     requests_cancelled: int = 0
     requests_failed: int = 0
+    requests_refused: int = 0
+    """Because the queue was full. They are in none of the counters above."""
+    prefix_hits: int = 0
+    """Requests that found a part of their prompt in the KV cache."""
+    prefix_misses: int = 0
+    gaps: GapCounts = GapCounts()
     # Gauges.
     requests_active: int = 0
     requests_queued: int = 0
@@ -174,13 +267,30 @@ class Engine(Protocol):
         Raises:
             ContextOverflowError: the prompt leaves no room for an answer.
             EngineBusyError: the queue is full.
+            EngineStoppedError: the engine is closed.
         """
+
+    def check(self, constraint: Constraint) -> None:
+        """Raise ConstraintError on a constraint that cannot be met. May take a while: not for an event loop."""
 
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
         """Token ids of a text. `add_special` adds what the model wants around a prompt (BOS)."""
 
+    def pieces(self, tokens: Sequence[int]) -> list[bytes]:
+        """The bytes that tokens stand for; empty for control tokens.
+
+        Raises:
+            EngineError: a token is not one of the model's.
+        """
+
     def stats(self) -> EngineStats:
         """The figures as they stand. Cheap; callable from any thread."""
+
+    def step_age_s(self) -> float | None:
+        """Seconds since the step under way began, None between steps. Callable from any thread.
+
+        A native call that hangs cannot be interrupted; whoever watches this can end the process.
+        """
 
     def observe(self, observer: Callable[[RequestRecord], None]) -> None:
         """Call `observer` for every request that ends, on the engine's thread: it must not block."""

@@ -151,7 +151,7 @@ class ChatStream:
         while True:
             events = await self.channel.read()
             last = events[-1]
-            part = self.splitter.push("".join(event.text for event in events if isinstance(event, Chunk)))
+            part = self.splitter.push("".join(event.content for event in events if isinstance(event, Chunk)))
             if not isinstance(last, Chunk):
                 rest = self.splitter.finish()
                 part = Part(part.reasoning + rest.reasoning, part.content + rest.content)

@@ -118,7 +118,7 @@ class Client:
 
     @property
     def text(self) -> str:
-        return "".join(event.text for event in self.events if isinstance(event, Chunk))
+        return "".join(event.content for event in self.events if isinstance(event, Chunk))
 
     def end(self) -> Finished | Failed:
         assert self.done.wait(30)
