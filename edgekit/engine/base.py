@@ -271,7 +271,7 @@ class Engine(Protocol):
         """
 
     def check(self, constraint: Constraint) -> None:
-        """Raise ConstraintError on a constraint that cannot be met. May take a while: not for an event loop."""
+        """Raise ConstraintError on a constraint that cannot be met. May take long: not for an event loop."""
 
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
         """Token ids of a text. `add_special` adds what the model wants around a prompt (BOS)."""

@@ -50,6 +50,13 @@ class ChatTemplate:
                 hint="export the model again with a valid chat template",
             ) from error
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
+        self.source = source
+        """The Jinja text."""
+
+    @property
+    def eos_token(self) -> str:
+        """The text of the token that ends a turn; empty where the model has none."""
+        return self._tokens["eos_token"]
 
     def render(
         self,

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
+from typing import Final
 
-from edgekit.engine.base import EngineStats, FinishReason, RequestRecord
+from edgekit.engine.base import EngineStats, FinishReason, GapCounts, RequestRecord
 
 __all__ = ["Ledger"]
+
+_GAP_BOUNDS_S: Final = (
+    0.002,
+    0.005,
+    0.01,
+    0.02,
+    0.035,
+    0.05,
+    0.075,
+    0.1,
+    0.15,
+    0.2,
+    0.35,
+    0.5,
+    1.0,
+    2.0,
+    5.0,
+)
 
 _SMOOTHING = 0.2
 """Weight of the newest request in the mean duration."""
@@ -29,6 +49,11 @@ class Ledger:
         self._mean_request_s: float | None = None
         self.failed = 0
         self.preemptions = 0
+        self.refused = 0
+        self._prefix_hits = 0
+        self._prefix_misses = 0
+        self._gaps = [0] * (len(_GAP_BOUNDS_S) + 1)
+        self._gap_sum_s = 0.0
         self.observers: list[Callable[[RequestRecord], None]] = []
 
     def note_step(self, seconds: float, *, decoded: int, prefilled: int) -> None:
@@ -39,6 +64,19 @@ class Ledger:
         self._prefill_tokens += prefilled
         self._decode_s += seconds * share
         self._prefill_s += seconds * (1 - share)
+
+    def note_prefix(self, found: bool) -> None:
+        """Count a request by whether the KV cache held a part of its prompt."""
+        if found:
+            self._prefix_hits += 1
+        else:
+            self._prefix_misses += 1
+
+    def note_gap(self, seconds: float | None) -> None:
+        """Count the time between two tokens of a stream; None, before its first, is not counted."""
+        if seconds is not None:
+            self._gaps[bisect_left(_GAP_BOUNDS_S, seconds)] += 1
+            self._gap_sum_s += seconds
 
     def note_request(self, record: RequestRecord, reason: FinishReason) -> None:
         """Count a request that has ended, and tell the observers."""
@@ -71,6 +109,10 @@ class Ledger:
             requests_finished=self._finished,
             requests_cancelled=self._cancelled,
             requests_failed=self.failed,
+            requests_refused=self.refused,
+            prefix_hits=self._prefix_hits,
+            prefix_misses=self._prefix_misses,
+            gaps=GapCounts(_GAP_BOUNDS_S, tuple(self._gaps), self._gap_sum_s),
             requests_active=active,
             requests_queued=queued,
             kv_cells_used=kv_cells_used,

@@ -7,12 +7,13 @@ why the version is pinned.
 from __future__ import annotations
 
 import ctypes
+import math
 import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from edgekit.engine.base import Sampling
+from edgekit.engine.base import Constraint, Sampling
 from edgekit.engine.llama_library import (
     ThreadPool,
     default_threads,
@@ -20,7 +21,9 @@ from edgekit.engine.llama_library import (
     load_library,
     reason_of_failure,
 )
-from edgekit.engine.runner import CacheFullError, Slice
+from edgekit.engine.runner import CacheFullError, Matcher, ModelText, Slice
+from edgekit.engine.sequence_ids import SequenceIds
+from edgekit.engine.text import SPOKEN_TOKENS
 from edgekit.errors import EngineError, ModelFileError
 from edgekit.gguf_header import read_gguf_header
 from edgekit.profiles import ServeSettings
@@ -33,6 +36,8 @@ _KV_TYPES: Final = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
 _FLASH_ATTENTION: Final = {None: -1, False: 0, True: 1}
 _LOAD_MODE_NONE: Final = 0
 """enum llama_load_mode: the file is read, not mapped."""
+_SEQUENCES: Final = 64
+"""Running streams and parked histories. In a unified KV cache a sequence costs nothing."""
 _PENALTY_WINDOW_TOKENS = 64
 """How far back repetition counts, as llama-server's default."""
 _SEED_LIMIT = 2**32 - 1
@@ -71,7 +76,7 @@ class LlamaRunner:
         self._model: Any = None
         self._context: Any = None
         self._pool: ThreadPool | None = None
-        self._sequences = settings.slots
+        self._streams = settings.slots
         self._batch_tokens = settings.batch_tokens
         try:
             self._load_model(path, settings, repack, progress)
@@ -79,6 +84,7 @@ class LlamaRunner:
         except BaseException:
             self.close()
             raise
+        self._ids = SequenceIds(_SEQUENCES, self._streams, self._move)
         self._make_batch()
         self._pieces: dict[int, bytes] = {}
         self._warm_up()
@@ -183,11 +189,44 @@ class LlamaRunner:
 
     @property
     def sequences(self) -> int:
-        return self._sequences
+        return _SEQUENCES
+
+    @property
+    def streams(self) -> int:
+        return self._streams
 
     @property
     def batch_tokens(self) -> int:
         return self._batch_tokens
+
+    @property
+    def vocabulary(self) -> int:
+        return int(self._api.llama_vocab_n_tokens(self._vocab))
+
+    @property
+    def text(self) -> ModelText:
+        return ModelText(self.chat_template, self.bos_text, self.eos_text, self._default_sampling())
+
+    def _default_sampling(self) -> Sampling:
+        """The model's own settings (`general.sampling.*`), else DeepSeek's advice for R1.
+
+        The R1 model card asks for a temperature of 0.5 to 0.7 (0.6) and top_p 0.95, against endless
+        repetition; top_k 40 is llama.cpp's default and keeps the draw cheap.
+        """
+
+        def number(key: str, otherwise: float) -> float:
+            text = self.metadata(f"general.sampling.{key}")
+            try:
+                return otherwise if text is None else float(text)
+            except ValueError:
+                return otherwise
+
+        return Sampling(
+            temperature=number("temp", 0.6),
+            top_p=number("top_p", 0.95),
+            top_k=int(number("top_k", 40)),
+            min_p=number("min_p", 0.0),
+        )
 
     @property
     def chat_template(self) -> str | None:
@@ -240,9 +279,10 @@ class LlamaRunner:
 
     def _read_piece(self, token: int) -> bytes:
         room = 64
+        spoken = self._token_text(token) in SPOKEN_TOKENS
         for _ in range(2):
             buffer = ctypes.create_string_buffer(room)
-            length = int(self._api.llama_token_to_piece(self._vocab, token, buffer, room, 0, False))
+            length = int(self._api.llama_token_to_piece(self._vocab, token, buffer, room, 0, spoken))
             if length >= 0:
                 return buffer.raw[:length]
             room = -length
@@ -251,33 +291,60 @@ class LlamaRunner:
     def ends_generation(self, token: int) -> bool:
         return bool(self._api.llama_vocab_is_eog(self._vocab, token))
 
+    def open_matcher(self, constraint: Constraint) -> Matcher:
+        raise NotImplementedError
+
     def open_sampler(self, sampling: Sampling, prompt: Sequence[int]) -> LlamaSampler:
         return LlamaSampler(self._api, self._vocab, self._context, sampling, prompt)
 
     def run(self, slices: Sequence[Slice]) -> list[int]:
         filled = 0
         rows: list[int] = []
+        self._ids.make_computable(piece.sequence for piece in slices)
         for piece in slices:
             end = filled + len(piece.tokens)
             count = end - filled
             self._tokens[filled:end] = list(piece.tokens)
             self._positions[filled:end] = list(range(piece.start, piece.start + count))
-            self._sequence_ids[filled:end] = [piece.sequence] * count
+            self._sequence_ids[filled:end] = [self._ids[piece.sequence]] * count
             self._outputs[filled:end] = [0] * count
-            if piece.sample:
+            if piece.sample or piece.embed:
                 self._outputs[end - 1] = 1
                 rows.append(end - 1)
             filled = end
         self._batch.n_tokens = filled
+        embed = any(piece.embed for piece in slices)
+        if embed:
+            self._api.llama_set_embeddings(self._context, True)
         status = self._api.llama_decode(self._context, self._batch)
+        if embed:
+            self._api.llama_set_embeddings(self._context, False)
         if status == 0:
             return rows
         if status == 1:
             raise CacheFullError
         raise EngineError(f"llama_decode failed with status {status}: {reason_of_failure()}")
 
+    def embedding(self, row: int) -> tuple[float, ...]:
+        pointer = self._api.llama_get_embeddings_ith(self._context, row)
+        if not pointer:
+            raise EngineError("llama.cpp gives no embedding for this model")
+        values: list[float] = pointer[: self._api.llama_model_n_embd(self._model)]
+        length = math.sqrt(math.fsum(value * value for value in values))
+        if not math.isfinite(length) or length == 0:
+            raise EngineError("the model's output for this text is not a number")
+        return tuple(value / length for value in values)
+
+    def share(self, source: int, target: int, end: int) -> bool:
+        self._api.llama_memory_seq_cp(self._memory, self._ids[source], self._ids[target], 0, end)
+        return True
+
     def forget(self, sequence: int, start: int) -> None:
-        self._api.llama_memory_seq_rm(self._memory, sequence, start, -1)
+        self._api.llama_memory_seq_rm(self._memory, self._ids[sequence], start, -1)
+
+    def _move(self, source: int, target: int) -> None:
+        self._api.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+        self._api.llama_memory_seq_rm(self._memory, source, -1, -1)
 
     def close(self) -> None:
         if self._context:

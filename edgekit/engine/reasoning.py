@@ -1,15 +1,22 @@
-"""Splits a reasoning model's `<think>…</think>` from its answer, while the text streams."""
+"""Splits a reasoning model's thoughts (R1: `<think>…</think>`) from its answer, while the text streams."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
+from edgekit.engine.base import ReasoningTags
 from edgekit.engine.text import longest_overlap
 
-__all__ = ["Part", "ReasoningSplitter", "template_opens_reasoning"]
+__all__ = ["FAMILIES", "Part", "ReasoningSplitter", "reasoning_tags", "template_opens_reasoning"]
 
-OPEN = "<think>"
-CLOSE = "</think>"
+FAMILIES: Final = (
+    ReasoningTags(),  # DeepSeek-R1 and its students, Qwen3, QwQ, Phi-4 and most others
+    ReasoningTags("[THINK]", "[/THINK]"),  # Magistral
+    ReasoningTags("<seed:think>", "</seed:think>"),  # Seed-OSS
+    ReasoningTags("<|START_THINKING|>", "<|END_THINKING|>"),  # Command A Reasoning
+)
+"""Told apart by what their chat templates write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +34,25 @@ class ReasoningSplitter:
     space around the tags belongs to neither part.
 
     Args:
-        opened: the prompt ended in `<think>` already, so the stream begins inside the reasoning.
+        tags: what stands around the reasoning.
+        opened: the prompt ended in the opening tag already, so the stream begins inside the reasoning.
     """
 
-    def __init__(self, *, opened: bool = False) -> None:
+    def __init__(self, tags: ReasoningTags = FAMILIES[0], *, opened: bool = False) -> None:
+        self._opening, self._closing = tags.opening, tags.closing
         self._state = "reasoning" if opened else "start"
         self._held = ""
         self._trim = opened
 
+    @property
+    def thinking(self) -> bool:
+        """Whether the text so far ends inside the reasoning."""
+        return self._state == "reasoning"
+
     def push(self, text: str) -> Part:
         """Add text; returns what can be told apart by now."""
+        if self._state == "content" and not self._trim:
+            return Part(content=text)
         self._held += text
         reasoning: list[str] = []
         content: list[str] = []
@@ -70,27 +86,35 @@ class ReasoningSplitter:
 
     def _look_for_opening(self) -> bool:
         stripped = self._held.lstrip()
-        if stripped.startswith(OPEN):
-            self._state, self._held, self._trim = "reasoning", stripped[len(OPEN) :], True
+        if stripped.startswith(self._opening):
+            self._state, self._held, self._trim = "reasoning", stripped[len(self._opening) :], True
             return True
-        if OPEN.startswith(stripped):
+        if self._opening.startswith(stripped):
             return False
         self._state = "content"
         return True
 
     def _take_reasoning(self, reasoning: list[str]) -> bool:
-        before, closed, after = self._held.partition(CLOSE)
+        before, closed, after = self._held.partition(self._closing)
         if closed:
             reasoning.append(before.rstrip())
             self._state, self._held, self._trim = "content", after, True
             return True
         # White space before the closing tag is not reasoning either: keep it until more comes.
-        certain = before[: len(before) - longest_overlap(before, CLOSE)].rstrip()
+        certain = before[: len(before) - longest_overlap(before, self._closing)].rstrip()
         reasoning.append(certain)
         self._held = before[len(certain) :]
         return False
 
 
-def template_opens_reasoning(prompt: str) -> bool:
+def reasoning_tags(template: str) -> ReasoningTags | None:
+    """The tags of the family that a chat template (its Jinja text) belongs to, None when it knows of none."""
+    for tags in FAMILIES:
+        if tags.opening in template or tags.closing in template:
+            return tags
+    return None
+
+
+def template_opens_reasoning(prompt: str, tags: ReasoningTags = FAMILIES[0]) -> bool:
     """Whether a rendered prompt ends in an opening tag, so that the model's text begins inside it."""
-    return prompt.rstrip().endswith(OPEN)
+    return prompt.rstrip().endswith(tags.opening)

@@ -86,7 +86,11 @@ class Runner(Protocol):
 
     @property
     def sequences(self) -> int:
-        """Sequences that can be told apart; their ids are 0 … sequences-1."""
+        """Sequences that the KV cache tells apart; their ids are 0 … sequences-1."""
+
+    @property
+    def streams(self) -> int:
+        """Of these, how many may be computed in one step."""
 
     @property
     def batch_tokens(self) -> int:

@@ -2,9 +2,11 @@
 
     step = take what came in → admit → compose a batch → run → sample, emit, retire
 
-Every running stream adds its next token to each step; what is left of the step's budget goes to prompts, in
-order of arrival. When the KV cache is full, the youngest stream steps back: its cells are freed, and it is
-computed again, answer so far included, when there is room. Its client sees a pause and nothing else.
+Every running stream adds its next token to each step; what is left of the step's budget goes to prompts.
+What a prompt has in common with what the KV cache holds is not computed again; where another prompt is just
+being computed that begins alike, a new one waits for it. When the cache is full, the youngest stream steps
+back: its cells are freed, and it is computed again, answer so far included, when there is room. Its client
+sees a pause and nothing else.
 """
 
 from __future__ import annotations
@@ -13,11 +15,11 @@ import logging
 import queue
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from edgekit.engine.base import (
-    Chunk,
+    Constraint,
     EngineStats,
     Failed,
     Finished,
@@ -26,12 +28,15 @@ from edgekit.engine.base import (
     RequestRecord,
     Sink,
 )
-from edgekit.engine.kv_cache import KvCache
+from edgekit.engine.kv_cache import KvCache, Lease, Prefix, common_prefix
 from edgekit.engine.ledger import Ledger
+from edgekit.engine.pace import PrefillPace
 from edgekit.engine.runner import CacheFullError, Runner, Slice
 from edgekit.engine.stream import Stream
+from edgekit.engine.waiting_line import WaitingLine
 from edgekit.errors import (
     ContextOverflowError,
+    DeadlineExceededError,
     EdgekitError,
     EngineBusyError,
     EngineError,
@@ -45,20 +50,26 @@ log = logging.getLogger(__name__)
 _GROWTH_TOKENS = 32
 """Cells kept free for each running stream when another is admitted, so that it need not step back at once."""
 
+_FOLLOW_FROM_TOKENS = 16
+"""A prompt waits for one that is being computed if it can then share so many more tokens."""
+
+_GIVE_EVERY_S = 0.020
+"""A client is woken fifty times a second at most: tokens that come faster go together. Each wake-up takes
+time on cores that compute, and nobody reads faster. The first token goes at once."""
+
 _HAND_OVER_S = 100e-6
-"""After each step, while nobody computes, the cores are left to whoever sends the step's text. A moment later
-he would take a core from one compute thread, and all the others would wait for that one: with eight streams
-over HTTP on two cores this pause gives 4 to 8 % more tokens/s, with one stream 1 to 2 %."""
+"""After a step that gave clients text, while nobody computes, the cores are left to whoever sends it. A
+moment later he would take a core from one compute thread, and all the others would wait for that one: with
+eight streams over HTTP on two cores this pause gives 4 to 8 % more tokens/s."""
 
 
 class Scheduler:
     """The engine over a runner. Implements `edgekit.engine.base.Engine`.
 
     Args:
-        runner: the loaded model. Used by the scheduler's thread only, but for `tokenize`.
+        runner: the loaded model. Used by the scheduler's thread only, but for what says otherwise.
         context_tokens: what one request may use, prompt and answer together.
-        prefill_tokens: prompt tokens of one step while other streams decode; bounds how long a new prompt
-            holds them up.
+        prefill_tokens: prompt tokens of one step at most while other streams decode.
         queue_limit: requests that may wait. One more is refused.
         on_failure: called on the scheduler's thread when the engine stops for good.
         clock: monotonic seconds.
@@ -76,21 +87,22 @@ class Scheduler:
     ) -> None:
         self._runner = runner
         self._context_tokens = min(context_tokens, runner.kv_cells)
-        self._prefill_tokens = prefill_tokens
         self._queue_limit = queue_limit
         self._on_failure = on_failure
         self._clock = clock
         self._cache = KvCache(runner.kv_cells, runner.sequences)
+        self._pace = PrefillPace(prefill_tokens)
         self._inbox: queue.SimpleQueue[Stream | None] = queue.SimpleQueue()
         """New streams; None wakes the thread."""
-        self._waiting: deque[Stream] = deque()
+        self._waiting = WaitingLine()
         self._running: list[Stream] = []
         self._ledger = Ledger(clock)
+        self._step_began: float | None = None
         self._closing = False
         self._gate = threading.Condition()
         """Guards the two below: nothing comes in, and nobody uses the model, once it is freed."""
         self._stopped = False
-        self._tokenizing = 0
+        self._borrowers = 0
         self._failure: EngineError | None = None
         self._thread = threading.Thread(target=self._work, name="scheduler", daemon=True)
         self._thread.start()
@@ -113,23 +125,33 @@ class Scheduler:
             raise EngineError("the prompt has no tokens")
         queued = self._queued()
         if queued >= self._queue_limit:
-            raise EngineBusyError(queued, self._ledger.expected_wait_s(queued, self._runner.sequences))
+            self._ledger.refused += 1
+            raise EngineBusyError(queued, self._ledger.expected_wait_s(queued, self._runner.streams))
         stream = Stream(request, sink, now=self._clock(), wake=lambda: self._inbox.put(None))
+        if request.constraint is not None:
+            with self._borrowed_runner() as runner:
+                stream.matcher = runner.open_matcher(request.constraint)
+                if request.reasoning is not None:
+                    stream.opening_token = _only_token(runner, request.reasoning.tags.opening)
         with self._gate:
             self._refuse_when_stopped()
             self._inbox.put(stream)
         return stream
 
+    def check(self, constraint: Constraint) -> None:
+        with self._borrowed_runner() as runner:
+            runner.open_matcher(constraint)
+
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
-        with self._gate:
-            self._refuse_when_stopped()
-            self._tokenizing += 1
-        try:
-            return self._runner.tokenize(text, add_special=add_special, parse_special=parse_special)
-        finally:
-            with self._gate:
-                self._tokenizing -= 1
-                self._gate.notify_all()
+        with self._borrowed_runner() as runner:
+            return runner.tokenize(text, add_special=add_special, parse_special=parse_special)
+
+    def pieces(self, tokens: Sequence[int]) -> list[bytes]:
+        with self._borrowed_runner() as runner:
+            for token in tokens:
+                if not 0 <= token < runner.vocabulary:
+                    raise EngineError(f"token {token} is not one of the model's {runner.vocabulary}")
+            return [runner.piece(token) for token in tokens]
 
     def stats(self) -> EngineStats:
         return self._ledger.snapshot(
@@ -139,6 +161,10 @@ class Scheduler:
             kv_cells_total=self._cache.cells,
         )
 
+    def step_age_s(self) -> float | None:
+        began = self._step_began
+        return None if began is None else self._clock() - began
+
     def observe(self, observer: Callable[[RequestRecord], None]) -> None:
         self._ledger.observers.append(observer)
 
@@ -146,6 +172,19 @@ class Scheduler:
         self._closing = True
         self._inbox.put(None)
         self._thread.join()
+
+    @contextmanager
+    def _borrowed_runner(self) -> Iterator[Runner]:
+        """The runner, for what any thread may call; it is not freed meanwhile."""
+        with self._gate:
+            self._refuse_when_stopped()
+            self._borrowers += 1
+        try:
+            yield self._runner
+        finally:
+            with self._gate:
+                self._borrowers -= 1
+                self._gate.notify_all()
 
     def _refuse_when_stopped(self) -> None:
         if self._stopped:
@@ -160,15 +199,20 @@ class Scheduler:
         try:
             while not self._closing:
                 self._take_in()
-                self._drop_cancelled()
+                self._step_began = self._clock()
+                self._drop_unwanted()
                 self._admit()
-                self._step()
+                gave = self._step()
+                self._step_began = None
+                if gave:
+                    time.sleep(_HAND_OVER_S)
         except Exception as error:
             log.exception("the engine has stopped")
             self._failure = EngineError(
                 f"the engine has stopped: {type(error).__name__}: {error}", hint="restart the server"
             )
         finally:
+            self._step_began = None
             self._stop()
 
     def _stop(self) -> None:
@@ -180,14 +224,14 @@ class Scheduler:
         for stream in [*self._running, *self._waiting]:
             self._fail(stream, reason)
         with self._gate:
-            self._gate.wait_for(lambda: self._tokenizing == 0)
+            self._gate.wait_for(lambda: self._borrowers == 0)
         self._runner.close()
         if self._failure is not None:
             self._on_failure(self._failure)
 
     def _take_in(self, *, wait: bool = True) -> None:
         """Move new streams from the inbox to the queue. With nothing to do, sleep until one comes."""
-        wait = wait and not (self._running or self._waiting)
+        wait = wait and not (self._running or len(self._waiting))
         while True:
             try:
                 stream = self._inbox.get(block=wait)
@@ -195,17 +239,29 @@ class Scheduler:
                 return
             wait = False
             if stream is not None:
-                self._waiting.append(stream)
+                self._waiting.join(stream)
 
-    def _drop_cancelled(self) -> None:
-        for stream in [stream for stream in (*self._running, *self._waiting) if stream.cancelled]:
-            self._retire(stream, FinishReason.CANCELLED)
+    def _drop_unwanted(self) -> None:
+        now = self._clock()
+        for stream in [*self._running, *self._waiting]:
+            if stream.cancelled:
+                self._retire(stream, FinishReason.CANCELLED)
+            elif stream.overdue(now):
+                assert stream.request.deadline_s is not None
+                self._fail(stream, DeadlineExceededError(stream.request.deadline_s))
+
+    # Admission.
 
     def _admit(self) -> None:
-        while self._waiting and self._cache.has_sequence and self._has_room_for(self._waiting[0]):
-            stream = self._waiting.popleft()
-            lease = self._cache.lease(stream.tokens)
-            self._runner.forget(lease.sequence, len(lease.tokens))
+        while len(self._running) < self._runner.streams and self._cache.has_sequence:
+            chosen = self._choose()
+            if chosen is None:
+                return
+            stream, prefix = chosen
+            self._waiting.leave(stream)
+            lease = self._place(prefix)
+            if not stream.started:
+                self._ledger.note_prefix(bool(lease.tokens))
             stream.start(lease, now=self._clock())
             self._running.append(stream)
             if stream.sampler is None:
@@ -213,52 +269,116 @@ class Scheduler:
                     stream.sampler = self._runner.open_sampler(stream.request.sampling, stream.request.prompt)
                 except EngineError as error:
                     self._fail(stream, error)
+                    continue
+                if stream.over_budget:
+                    self._close_reasoning(stream)
 
-    def _has_room_for(self, stream: Stream) -> bool:
+    def _choose(self) -> tuple[Stream, Prefix] | None:
+        """Who is next, and what the cache holds of its prompt."""
+        if not len(self._waiting):
+            return None
+        for stream in self._waiting.in_turn(self._running):
+            prefix = self._cache.find(stream.tokens)
+            if self._better_soon(stream, prefix):
+                continue
+            return (stream, prefix) if self._has_room_for(stream, prefix) else None
+        return None
+
+    def _better_soon(self, stream: Stream, prefix: Prefix) -> bool:
+        """Whether a prompt that is being computed will hold more of this one's beginning."""
+        return any(
+            not other.generating
+            and common_prefix(other.tokens, stream.tokens, len(stream.tokens) - 1)
+            >= prefix.length + _FOLLOW_FROM_TOKENS
+            for other in self._running
+        )
+
+    def _has_room_for(self, stream: Stream, prefix: Prefix) -> bool:
         if not self._running:
             return True
-        promised = sum(len(other.pending) + _GROWTH_TOKENS for other in self._running)
-        return self._cache.available - promised >= len(stream.tokens) + _GROWTH_TOKENS
+        promised = sum(other.pending + _GROWTH_TOKENS for other in self._running)
+        # What only parked sequences hold counts as available: it must still be there when it is used.
+        shared = prefix.length if prefix.lease is not None and prefix.lease.parked_at is None else 0
+        return self._cache.available - promised >= len(stream.tokens) - shared + _GROWTH_TOKENS
 
-    def _step(self) -> None:
+    def _place(self, prefix: Prefix) -> Lease:
+        """A sequence that holds a prefix."""
+        lease = self._cache.take_over(prefix)
+        if lease is not None:
+            self._runner.forget(lease.sequence, len(lease.tokens))
+            return lease
+        if not self._cache.has_free_sequence and (oldest := self._cache.oldest(but=prefix.lease)) is not None:
+            self._evict(oldest)
+        lease = self._cache.lease()
+        if prefix.lease is not None:
+            shared = self._runner.share(prefix.lease.sequence, lease.sequence, prefix.length)
+            self._cache.share(prefix.lease, lease, prefix.length, copied=not shared)
+        return lease
+
+    # The step.
+
+    def _step(self) -> bool:
+        """Compute a step; returns whether a client was given something."""
         batch = self._compose()
-        if not batch:
-            return
+        gave = self._run(batch) if batch else False
+        embedding = next((stream for stream in self._running if _is_to_embed(stream)), None)
+        if embedding is not None:
+            self._embed(embedding)
+        return gave or embedding is not None
+
+    def _run(self, batch: list[tuple[Stream, Slice]]) -> bool:
         decoded = sum(stream.generating for stream, _ in batch)
         started = self._clock()
+        rows = self._compute(batch)
+        if rows is None:
+            return False
+        total = sum(len(piece.tokens) for _, piece in batch)
+        gave = self._sample(batch, rows)
+        seconds = self._clock() - started
+        self._ledger.note_step(seconds, decoded=decoded, prefilled=total - decoded)
+        self._pace.note(seconds, decoded=decoded, prefilled=total - decoded)
+        return gave
+
+    def _compute(self, batch: list[tuple[Stream, Slice]]) -> list[int] | None:
+        """Run the batch's slices and note them; None when they could not be computed."""
         try:
             rows = self._runner.run([piece for _, piece in batch])
         except CacheFullError:
             # The books said that there was room: the runtime needs some slack of its own.
             if not self._make_room():
                 self._fail(batch[0][0], EngineError("the KV cache is too small for this request"))
-            return
+            return None
         except EngineError as error:
             log.error("a step failed: %s", error)
             for stream, _ in batch:
                 self._fail(stream, error)
-            return
+            return None
         for stream, piece in batch:
             self._cache.extend(stream.held, piece.tokens)
-        self._sample(batch, rows)
-        total = sum(len(piece.tokens) for _, piece in batch)
-        self._ledger.note_step(self._clock() - started, decoded=decoded, prefilled=total - decoded)
-        time.sleep(_HAND_OVER_S)
+        return rows
 
     def _compose(self) -> list[tuple[Stream, Slice]]:
-        """The next step's slices: a token of each generating stream, then prompts within the budget."""
+        """The next step's slices: a token of each generating stream, then prompts within the budget.
+
+        Half of the budget is the oldest prompt's, so that it is not overtaken for ever; the rest goes to the
+        shortest first, which gives most of them their first token soonest.
+        """
         generating = [stream for stream in self._running if stream.generating]
-        prompts = [stream for stream in self._running if not stream.generating]
+        prompts = [stream for stream in self._running if not stream.generating and not _is_to_embed(stream)]
         budget = self._runner.batch_tokens - len(generating)
         if generating:
-            budget = min(budget, self._prefill_tokens)
+            budget = min(budget, self._pace.budget())
         batch = [(stream, stream.slice(1)) for stream in generating]
-        for stream in prompts:
-            if budget <= 0:
-                break
-            piece = stream.slice(budget)
-            budget -= len(piece.tokens)
-            batch.append((stream, piece))
+        if prompts:
+            oldest = prompts[0]
+            granted = dict.fromkeys(prompts, 0)
+            granted[oldest] = min(_to_compute(oldest), (budget + 1) // 2)
+            budget -= granted[oldest]
+            for stream in sorted(prompts, key=_to_compute):
+                more = min(budget, _to_compute(stream) - granted[stream])
+                granted[stream] += more
+                budget -= more
+            batch += [(stream, stream.slice(tokens)) for stream, tokens in granted.items() if tokens > 0]
         needed = sum(len(piece.tokens) for _, piece in batch)
         if self._cache.cells - self._cache.used >= needed or not self._make_room():
             return batch
@@ -266,67 +386,118 @@ class Scheduler:
 
     def _make_room(self) -> bool:
         """Free the cells of the sequence parked longest, else of the youngest stream. False: none is left."""
-        evicted = self._cache.evict()
-        if evicted is not None:
-            self._runner.forget(evicted.sequence, 0)
+        oldest = self._cache.oldest()
+        if oldest is not None:
+            self._evict(oldest)
             return True
         if len(self._running) < 2:
             return False
         youngest = self._running.pop()
+        youngest.give(self._clock())
         self._give_back(youngest)
-        self._waiting.appendleft(youngest)
+        self._waiting.join(youngest)
         self._ledger.preemptions += 1
         return True
 
-    def _sample(self, batch: list[tuple[Stream, Slice]], rows: list[int]) -> None:
+    def _sample(self, batch: list[tuple[Stream, Slice]], rows: list[int]) -> bool:
+        """Draw the next tokens; returns whether a client was given something."""
+        gave = False
         sampled = [stream for stream, piece in batch if piece.sample]
-        now = self._clock()
         for stream, row in zip(sampled, rows, strict=True):
-            if stream.cancelled:
-                continue
-            assert stream.sampler is not None
-            token = stream.sampler.sample(row)
-            self._advance(stream, token, now)
+            if not stream.cancelled:
+                gave |= self._advance(stream, row)
+        return gave
 
-    def _advance(self, stream: Stream, token: int, now: float) -> None:
-        """Take a stream's next token: emit its text, or end the stream."""
-        stream.note_token(now)
+    def _advance(self, stream: Stream, row: int) -> bool:
+        """Draw a stream's next token and take it; returns whether its client was given something."""
+        token = stream.draw(row)
+        now = self._clock()
+        self._ledger.note_gap(stream.note_token(now))
         if self._runner.ends_generation(token):
             self._retire(stream, FinishReason.STOP)
-            return
-        stream.tokens.append(token)
-        text = stream.text.push(self._runner.piece(token))
-        if text:
-            stream.sink(Chunk(text))
+            return True
+        stream.take(token, self._runner.piece(token), row)
         if stream.text.stopped:
             self._retire(stream, FinishReason.STOP)
         elif stream.exhausted(self._context_tokens):
             self._retire(stream, FinishReason.LENGTH)
+        else:
+            if stream.over_budget:
+                self._close_reasoning(stream)
+            return self._is_due(stream, now) and stream.give(now)
+        return True
 
-    def _retire(self, stream: Stream, reason: FinishReason) -> None:
-        rest = stream.text.finish()
-        if rest and reason is not FinishReason.CANCELLED:
-            stream.sink(Chunk(rest))
+    def _is_due(self, stream: Stream, now: float) -> bool:
+        """Whether a client is to be given its text now, and not together with the next step's."""
+        step_s = self._pace.decode_step_s
+        if stream.given_at is None or step_s is None:
+            return True
+        if len(self._waiting) or not all(other.generating for other in self._running):
+            return True  # the next step may take long
+        return now + step_s - stream.given_at > _GIVE_EVERY_S
+
+    def _close_reasoning(self, stream: Stream) -> None:
+        """Put the end of the reasoning into the model's mouth."""
+        assert stream.request.reasoning is not None
+        closing = f"\n{stream.request.reasoning.tags.closing}\n\n"
+        for token in self._runner.tokenize(closing, add_special=False, parse_special=True):
+            if stream.exhausted(self._context_tokens):
+                self._retire(stream, FinishReason.LENGTH)
+                return
+            stream.note_token(self._clock())
+            stream.put(token, self._runner.piece(token))
+
+    def _embed(self, stream: Stream) -> None:
+        """Compute the last token of a text that is to be embedded, in a step of its own."""
+        last = stream.slice(1)
+        piece = Slice(last.sequence, last.start, last.tokens, sample=False, embed=True)
+        if self._cache.cells == self._cache.used and not self._make_room():
+            self._fail(stream, EngineError("the KV cache is too small for this request"))
+            return
+        if stream.lease is None:
+            return  # it was itself the one to step back
+        started = self._clock()
+        rows = self._compute([(stream, piece)])
+        if rows is None:
+            return
+        try:
+            embedding = self._runner.embedding(rows[0])
+        except EngineError as error:
+            self._fail(stream, error)
+            return
+        self._ledger.note_step(self._clock() - started, decoded=0, prefilled=1)
+        self._retire(stream, FinishReason.STOP, embedding)
+
+    # How streams end.
+
+    def _retire(
+        self, stream: Stream, reason: FinishReason, embedding: tuple[float, ...] | None = None
+    ) -> None:
+        now = self._clock()
+        if reason is not FinishReason.CANCELLED:
+            stream.write(stream.text.finish())
+            stream.give(now)
         self._remove(stream, keep_tokens=reason is not FinishReason.CANCELLED)
-        record = stream.record(self._clock())
+        record = stream.record(now)
         self._ledger.note_request(record, reason)
-        stream.sink(Finished(reason, record))
+        stream.sink(Finished(reason, record, embedding))
 
     def _fail(self, stream: Stream, error: EdgekitError) -> None:
         self._remove(stream, keep_tokens=False)
         self._ledger.failed += 1
+        stream.give(self._clock())
         stream.sink(Failed(error))
 
     def _remove(self, stream: Stream, *, keep_tokens: bool) -> None:
         if stream in self._running:
             self._running.remove(stream)
         elif stream in self._waiting:
-            self._waiting.remove(stream)
+            self._waiting.leave(stream)
         if stream.lease is not None and keep_tokens:
             self._cache.park(stream.lease)
             stream.lease = None
-            while (evicted := self._cache.evict_surplus()) is not None:
-                self._runner.forget(evicted.sequence, 0)
+            while (surplus := self._cache.surplus()) is not None:
+                self._evict(surplus)
         self._give_back(stream)
         if stream.sampler is not None:
             stream.sampler.close()
@@ -334,6 +505,25 @@ class Scheduler:
 
     def _give_back(self, stream: Stream) -> None:
         if stream.lease is not None:
-            self._runner.forget(stream.lease.sequence, 0)
-            self._cache.release(stream.lease)
+            self._evict(stream.lease)
             stream.lease = None
+
+    def _evict(self, lease: Lease) -> None:
+        self._runner.forget(lease.sequence, 0)
+        self._cache.release(lease)
+
+
+def _is_to_embed(stream: Stream) -> bool:
+    """Whether all of a text that is to be embedded is computed but its last token."""
+    return stream.request.embed and stream.pending == 1
+
+
+def _to_compute(stream: Stream) -> int:
+    """Tokens of a prompt for mixed steps; the last one of a text that is to be embedded has its own."""
+    return stream.pending - stream.request.embed
+
+
+def _only_token(runner: Runner, text: str) -> int | None:
+    """The token that stands for a text, None when it takes several."""
+    tokens = runner.tokenize(text, add_special=False, parse_special=True)
+    return tokens[0] if len(tokens) == 1 else None

@@ -1,43 +1,43 @@
-"""Text into the model and out of it: how a prompt begins, whole characters, nothing past a stop string."""
+"""Text into the model and out of it: how a prompt begins, nothing past a stop string."""
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Sequence
+from typing import Final
 
-__all__ = ["TextStream", "adds_special", "longest_overlap"]
+__all__ = ["SPOKEN_TOKENS", "StopFilter", "adds_special", "longest_overlap"]
+
+SPOKEN_TOKENS: Final = frozenset(
+    {
+        # Around reasoning.
+        *("<think>", "</think>", "[THINK]", "[/THINK]", "<seed:think>", "</seed:think>"),
+        *("<|START_THINKING|>", "<|END_THINKING|>"),
+        # Around tool calls.
+        *("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<|python_tag|>"),
+        *("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁sep｜>"),
+        *("<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"),
+    }
+)
+"""Control tokens that are part of what a model says: they come out as text, where others come out as none."""
 
 
-class TextStream:
-    """Turns the bytes of one stream's tokens into text.
+class StopFilter:
+    """Ends a stream's text where a stop string begins.
 
-    A character may be spread over several tokens, and a stop string over several more: text is held back
-    until it is certain. Bytes that are not UTF-8 come out as U+FFFD.
+    A stop string may be spread over several tokens: text is held back until it is certain.
 
     Args:
-        stop: strings that end the stream. The first to appear wins; it is not part of the text.
+        stop: strings that end the text. The first to appear wins; it is not part of the text.
     """
 
     def __init__(self, stop: Sequence[str] = ()) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stop = tuple(text for text in stop if text)
         self._held = ""
         self.stopped = False
         """Whether a stop string has appeared."""
 
-    def push(self, piece: bytes) -> str:
-        """Add a token's bytes; returns the text that is now certain, possibly empty."""
-        return self._release(self._decoder.decode(piece))
-
-    def finish(self) -> str:
-        """The text still held back, once no more tokens come."""
-        if self.stopped:
-            return ""
-        rest = self._release(self._decoder.decode(b"", final=True))
-        held, self._held = self._held, ""
-        return rest + held
-
-    def _release(self, new: str) -> str:
+    def push(self, new: str) -> str:
+        """Add text; returns what is now certain, possibly empty."""
         if self.stopped:
             return ""
         if not self._stop:
@@ -51,6 +51,11 @@ class TextStream:
         hold = max(longest_overlap(text, stop) for stop in self._stop)
         self._held = text[len(text) - hold :]
         return text[: len(text) - hold]
+
+    def finish(self) -> str:
+        """The text still held back, once no more comes."""
+        held, self._held = self._held, ""
+        return held
 
 
 def adds_special(prompt: str, bos_text: str) -> bool:

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from edgekit.engine.reasoning import ReasoningSplitter, template_opens_reasoning
+from edgekit.engine.base import ReasoningTags
+from edgekit.engine.reasoning import ReasoningSplitter, reasoning_tags, template_opens_reasoning
 
 
 def split(text: str, *, opened: bool = False, size: int | None = None) -> tuple[str, str]:
@@ -47,3 +48,28 @@ def test_push__reasoning_streams_before_its_end_is_seen() -> None:
 def test_template_opens_reasoning() -> None:
     assert template_opens_reasoning("<｜Assistant｜><think>\n")
     assert not template_opens_reasoning("<｜Assistant｜>")
+
+
+@pytest.mark.parametrize(
+    ("template", "tags"),
+    [
+        ("{{ '<think>\\n' if enable_thinking }}", ReasoningTags("<think>", "</think>")),
+        ("{% set content = content.split('</think>')[-1] %}", ReasoningTags("<think>", "</think>")),
+        ("[THINK]{{ thoughts }}[/THINK]", ReasoningTags("[THINK]", "[/THINK]")),
+        ("{{ '<|im_start|>assistant' }}", None),
+    ],
+)
+def test_reasoning_tags__family_is_known_by_its_template(template: str, tags: ReasoningTags | None) -> None:
+    assert reasoning_tags(template) == tags
+
+
+def test_split__tags_of_another_family() -> None:
+    splitter = ReasoningSplitter(ReasoningTags("[THINK]", "[/THINK]"))
+    part = splitter.push("[THINK]hm <think>[/THINK]ok")
+    assert (part.reasoning, part.content) == ("hm <think>", "ok")
+
+
+def test_template_opens_reasoning__tags_of_another_family() -> None:
+    tags = ReasoningTags("[THINK]", "[/THINK]")
+    assert template_opens_reasoning("assistant\n[THINK]\n", tags)
+    assert not template_opens_reasoning("assistant\n<think>\n", tags)

@@ -9,11 +9,31 @@ from collections.abc import Sequence
 
 import pytest
 
-from edgekit.engine.base import Chunk, Event, Failed, Finished, FinishReason, Request, Sampling
-from edgekit.engine.runner import CacheFullError, Slice
+from edgekit.engine.base import (
+    Chunk,
+    Constraint,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    LikelyToken,
+    ReasoningRules,
+    ReasoningTags,
+    Request,
+    Sampling,
+    TokenLogprob,
+)
+from edgekit.engine.runner import CacheFullError, Matcher, ModelText, Slice
 from edgekit.engine.scheduler import Scheduler
 from edgekit.engine.stream import Stream
-from edgekit.errors import ContextOverflowError, EngineBusyError, EngineError, EngineStoppedError
+from edgekit.errors import (
+    ConstraintError,
+    ContextOverflowError,
+    DeadlineExceededError,
+    EngineBusyError,
+    EngineError,
+    EngineStoppedError,
+)
 
 END = 7
 
@@ -24,11 +44,27 @@ class CheckingRunner:
     It fails the test when the scheduler's books do not match: a gap, a wrong position, too many cells.
     """
 
-    def __init__(self, *, kv_cells: int = 512, sequences: int = 4, batch_tokens: int = 64) -> None:
+    vocabulary = 2000
+    text = ModelText(None, "", "", Sampling())
+
+    def __init__(
+        self,
+        *,
+        kv_cells: int = 512,
+        sequences: int = 16,
+        streams: int = 4,
+        batch_tokens: int = 64,
+        copies: bool = False,
+    ) -> None:
         self.kv_cells = kv_cells
         self.sequences = sequences
+        self.streams = streams
         self.batch_tokens = batch_tokens
-        self.held: dict[int, list[int]] = {sequence: [] for sequence in range(sequences)}
+        self.copies = copies
+        self.cells: dict[int, list[int]] = {sequence: [] for sequence in range(sequences)}
+        """By sequence, the ids of its cells; a cell may be shared."""
+        self.tokens: dict[int, int] = {}
+        """By cell."""
         self.steps: list[list[Slice]] = []
         self.open_samplers = 0
         self.gate = threading.Event()
@@ -51,30 +87,58 @@ class CheckingRunner:
         self.open_samplers += 1
         return _Sampler(self)
 
+    def open_matcher(self, constraint: Constraint) -> Matcher:
+        if constraint.text == "bad":
+            raise ConstraintError("no such grammar")
+        return _Only([int(token) for token in constraint.text.split()])
+
+    def held(self, sequence: int) -> list[int]:
+        return [self.tokens[cell] for cell in self.cells[sequence]]
+
+    def used(self) -> int:
+        return len({cell for cells in self.cells.values() for cell in cells})
+
     def run(self, slices: Sequence[Slice]) -> list[int]:
         assert self.gate.wait(10)
         time.sleep(self.step_s)
         if self.fail_next:
             self.fail_next = False
             raise EngineError("the device has lost its mind")
-        assert 0 < sum(len(piece.tokens) for piece in slices) <= self.batch_tokens
-        assert len({piece.sequence for piece in slices}) == len(slices)
-        if sum(map(len, self.held.values())) + sum(len(piece.tokens) for piece in slices) > self.kv_cells:
+        count = sum(len(piece.tokens) for piece in slices)
+        assert 0 < count <= self.batch_tokens
+        assert 0 < len({piece.sequence for piece in slices}) == len(slices) <= self.streams
+        if self.used() + count > self.kv_cells:
             raise CacheFullError
         self.steps.append(list(slices))
         self._rows = []
         for piece in slices:
-            assert len(self.held[piece.sequence]) == piece.start
-            self.held[piece.sequence] += piece.tokens
-            if piece.sample:
-                self._rows.append(list(self.held[piece.sequence]))
+            assert len(self.cells[piece.sequence]) == piece.start
+            for token in piece.tokens:
+                cell = len(self.tokens)
+                self.tokens[cell] = token
+                self.cells[piece.sequence].append(cell)
+            if piece.sample or piece.embed:
+                self._rows.append(self.held(piece.sequence))
         return list(range(len(self._rows)))
 
-    def sample(self, row: int) -> int:
+    def next_token(self, row: int) -> int:
         return next_token(self._rows[row])
 
+    def embedding(self, row: int) -> tuple[float, ...]:
+        return tuple(float(token) for token in self._rows[row])
+
+    def share(self, source: int, target: int, end: int) -> bool:
+        assert not self.cells[target]
+        assert 0 < end <= len(self.cells[source])
+        self.cells[target] = self.cells[source][:end]
+        if self.copies:
+            for index, cell in enumerate(self.cells[target]):
+                self.cells[target][index] = len(self.tokens)
+                self.tokens[len(self.tokens)] = self.tokens[cell]
+        return not self.copies
+
     def forget(self, sequence: int, start: int) -> None:
-        del self.held[sequence][start:]
+        del self.cells[sequence][start:]
 
     def close(self) -> None:
         self.closed = True
@@ -83,12 +147,42 @@ class CheckingRunner:
 class _Sampler:
     def __init__(self, runner: CheckingRunner) -> None:
         self._runner = runner
+        self._matcher: Matcher | None = None
 
     def sample(self, row: int) -> int:
-        return self._runner.sample(row)
+        if self._matcher is None:
+            return self._runner.next_token(row)
+        allowed = next(token for token in range(2000) if self._matcher.allows(token))
+        self._matcher.accept(allowed)
+        return allowed
+
+    def logprobs(self, row: int, token: int, top: int) -> TokenLogprob:
+        return TokenLogprob(LikelyToken(token, b"%d " % token, -0.5))
+
+    def accept(self, token: int) -> None:
+        pass
+
+    def constrain(self, matcher: Matcher | None) -> None:
+        self._matcher = matcher
 
     def close(self) -> None:
         self._runner.open_samplers -= 1
+
+
+class _Only:
+    """Allows one text, token by token, and then the end."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        self._tokens = [*tokens, END]
+
+    def allows(self, token: int) -> bool:
+        return token == self._tokens[0]
+
+    def allowed(self) -> bytes:
+        raise NotImplementedError
+
+    def accept(self, token: int) -> None:
+        assert self._tokens.pop(0) == token
 
 
 def next_token(tokens: Sequence[int]) -> int:
@@ -120,6 +214,10 @@ class Client:
     def text(self) -> str:
         return "".join(event.content for event in self.events if isinstance(event, Chunk))
 
+    @property
+    def reasoning(self) -> str:
+        return "".join(event.reasoning for event in self.events if isinstance(event, Chunk))
+
     def end(self) -> Finished | Failed:
         assert self.done.wait(30)
         last = self.events[-1]
@@ -143,11 +241,12 @@ def test_stream__text_and_record() -> None:
     scheduler.close()
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_streams__many_in_a_small_cache_all_end_with_their_own_text(seed: int) -> None:
-    """Preemption, eviction and prefix reuse happen here, and no stream may notice."""
+@pytest.mark.parametrize("copies", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_streams__many_in_a_small_cache_all_end_with_their_own_text(seed: int, copies: bool) -> None:
+    """Preemption, eviction and shared prefixes happen here, and no stream may notice."""
     draw = random.Random(seed)
-    runner = CheckingRunner(kv_cells=160, sequences=5, batch_tokens=32)
+    runner = CheckingRunner(kv_cells=160, sequences=7, streams=5, batch_tokens=32, copies=copies)
     scheduler = Scheduler(runner, context_tokens=150, prefill_tokens=8)
     common = [draw.randint(10, 99) for _ in range(20)]
     wanted = []
@@ -163,6 +262,7 @@ def test_streams__many_in_a_small_cache_all_end_with_their_own_text(seed: int) -
     stats = scheduler.stats()
     assert stats.preemptions > 0
     assert stats.cached_tokens > 0
+    assert stats.kv_cells_used == runner.used()
     scheduler.close()
     assert runner.open_samplers == 0
     assert runner.closed
@@ -198,7 +298,7 @@ def test_cancel__frees_cells_within_a_step() -> None:
 
 
 def test_cancel__waiting_request_never_runs() -> None:
-    runner = CheckingRunner(sequences=1)
+    runner = CheckingRunner(streams=1)
     scheduler = Scheduler(runner, context_tokens=500)
     runner.gate.clear()
     first, first_ticket = start(scheduler, [20], max_tokens=None)
@@ -220,7 +320,7 @@ def test_submit__prompt_as_long_as_the_context_is_refused_with_both_numbers() ->
 
 
 def test_submit__full_queue_is_refused_with_a_wait() -> None:
-    runner = CheckingRunner(sequences=1)
+    runner = CheckingRunner(streams=1)
     scheduler = Scheduler(runner, context_tokens=100, queue_limit=3)
     runner.gate.clear()
     clients = [start(scheduler, [20], max_tokens=2)[0]]
@@ -269,7 +369,7 @@ def test_work__unexpected_error_stops_the_engine_and_says_so() -> None:
 
 
 def test_close__running_and_waiting_streams_are_told() -> None:
-    runner = CheckingRunner(sequences=1)
+    runner = CheckingRunner(streams=1)
     scheduler = Scheduler(runner, context_tokens=500)
     running, _ = start(scheduler, [20], max_tokens=None)
     waiting, _ = start(scheduler, [20], max_tokens=None)
@@ -283,6 +383,251 @@ def test_close__running_and_waiting_streams_are_told() -> None:
         start(scheduler, [20])
     with pytest.raises(EngineStoppedError):
         scheduler.tokenize("text")
+
+
+def text_of(tokens: Sequence[int]) -> str:
+    return "".join(f"{token} " for token in tokens)
+
+
+def test_prefix__of_a_running_stream_is_computed_once() -> None:
+    runner = CheckingRunner()
+    scheduler = Scheduler(runner, context_tokens=500)
+    system = [50 + index for index in range(60)]
+    runner.gate.clear()
+    clients = [start(scheduler, [*system, 1000 + index], 8)[0] for index in range(4)]
+    runner.gate.set()
+    for index, client in enumerate(clients):
+        end = client.end()
+        assert isinstance(end, Finished)
+        assert client.text == expected_text([*system, 1000 + index], 8)
+        # The first one may have been alone in the first step: the others wait for what it computes.
+        assert end.record.cached_tokens == (0 if index == 0 else 60)
+    prefilled = sum(len(piece.tokens) for step in runner.steps for piece in step) - 4 * 7
+    assert prefilled == 61 + 3
+    stats = scheduler.stats()
+    assert (stats.prefix_hits, stats.prefix_misses) == (3, 1)
+    scheduler.close()
+
+
+def test_prefix__of_a_history_serves_two_chats_that_branch() -> None:
+    runner = CheckingRunner()
+    scheduler = Scheduler(runner, context_tokens=500)
+    history = [50 + index for index in range(40)]
+    start(scheduler, [*history, 90, 91, 92, 93, 94, 95, 96, 97, 98], 2)[0].end()
+    for branch in ([70, 71], [80, 81], [90, 91, 92, 93, 94, 95, 96, 97, 98, 99]):
+        end = start(scheduler, [*history, *branch], 2)[0].end()
+        assert isinstance(end, Finished)
+        assert end.record.cached_tokens >= 40
+    assert end.record.cached_tokens == 49, "the first history was given up for a branch"
+    scheduler.close()
+
+
+def test_admission__clients_get_turns_evenly() -> None:
+    runner = CheckingRunner(streams=1)
+    scheduler = Scheduler(runner, context_tokens=100)
+    runner.gate.clear()
+    order: list[str] = []
+
+    def ask(client: str, number: int) -> Client:
+        collected = Client()
+
+        def sink(event: Event) -> None:
+            if isinstance(event, Finished):
+                order.append(client)
+            collected.sink(event)
+
+        scheduler.submit(Request((20 + number,), max_tokens=2, client=client), sink)
+        return collected
+
+    greedy = [ask("greedy", number) for number in range(6)]
+    modest = [ask("modest", 40 + number) for number in range(2)]
+    runner.gate.set()
+    for client in greedy + modest:
+        client.end()
+    scheduler.close()
+    # One at a time: nobody has a stream running when the next is chosen, and who came first goes first.
+    assert order == ["greedy"] * 6 + ["modest"] * 2
+
+
+def test_admission__client_with_a_stream_running_lets_others_go_first() -> None:
+    runner = CheckingRunner(streams=2)
+    scheduler = Scheduler(runner, context_tokens=500)
+    runner.gate.clear()
+    long = Client()
+    scheduler.submit(Request((20,), max_tokens=60, client="greedy"), long.sink)
+    order: list[str] = []
+    clients = []
+    for name, number in (("greedy", 1), ("greedy", 2), ("greedy", 3), ("modest", 4)):
+        client = Client()
+        clients.append(client)
+
+        def sink(event: Event, *, name: str = name, client: Client = client) -> None:
+            if isinstance(event, Finished):
+                order.append(name)
+            client.sink(event)
+
+        scheduler.submit(Request((30 + number,), max_tokens=3, client=name), sink)
+    runner.gate.set()
+    for client in (*clients, long):
+        client.end()
+    scheduler.close()
+    assert order.index("modest") <= 1
+
+
+def test_deadline__running_and_waiting_streams_fail_with_it() -> None:
+    runner = CheckingRunner(streams=1)
+    runner.step_s = 0.005
+    scheduler = Scheduler(runner, context_tokens=500)
+    running, waiting = Client(), Client()
+    scheduler.submit(Request((20,), deadline_s=0.05), running.sink)
+    scheduler.submit(Request((21,), deadline_s=0.01), waiting.sink)
+    for client in (running, waiting):
+        end = client.end()
+        assert isinstance(end, Failed)
+        assert isinstance(end.error, DeadlineExceededError)
+    assert scheduler.stats().kv_cells_used == 0
+    scheduler.close()
+
+
+def test_constraint__holds_from_the_first_token() -> None:
+    scheduler = Scheduler(CheckingRunner(), context_tokens=100)
+    client = Client()
+    scheduler.submit(Request((20,), constraint=Constraint("regex", "11 12 13")), client.sink)
+    end = client.end()
+    assert isinstance(end, Finished)
+    assert (client.text, end.reason) == (text_of([11, 12, 13]), FinishReason.STOP)
+    scheduler.close()
+
+
+def test_constraint__that_is_not_valid_is_refused_before_it_waits() -> None:
+    scheduler = Scheduler(CheckingRunner(), context_tokens=100)
+    with pytest.raises(ConstraintError):
+        scheduler.check(Constraint("regex", "bad"))
+    with pytest.raises(ConstraintError):
+        scheduler.submit(Request((20,), constraint=Constraint("regex", "bad")), Client().sink)
+    scheduler.close()
+
+
+def rules_that_open(prompt: Sequence[int], *, opening_at: int, closing_at: int) -> ReasoningTags:
+    """Tags that the stand-in model happens to write as its n-th tokens."""
+    tokens = list(prompt)
+    for _ in range(closing_at + 1):
+        tokens.append(next_token(tokens))
+    generated = tokens[len(prompt) :]
+    opening = "never" if opening_at < 0 else f"{generated[opening_at]} "
+    return ReasoningTags(opening, f"{generated[closing_at]} ")
+
+
+def test_constraint__waits_for_the_end_of_the_reasoning() -> None:
+    scheduler = Scheduler(CheckingRunner(), context_tokens=100)
+    tags = rules_that_open([20], opening_at=-1, closing_at=4)
+    client = Client()
+    request = Request(
+        (20,), reasoning=ReasoningRules(tags, opened=True), constraint=Constraint("regex", "11 12")
+    )
+    scheduler.submit(request, client.sink)
+    end = client.end()
+    assert isinstance(end, Finished)
+    assert client.text == text_of([11, 12])
+    assert client.reasoning == expected_text([20], 4).rstrip()
+    assert end.record.reasoning_tokens == 5
+    scheduler.close()
+
+
+def test_reasoning__budget_closes_it() -> None:
+    runner = CheckingRunner()
+    scheduler = Scheduler(runner, context_tokens=200)
+    tags = ReasoningTags("<think>", "".join(f"{10 + byte} " for byte in b"!"))
+    client = Client()
+    # What is put in the model's mouth is its closing tag as text; this model writes bytes as numbers.
+    closing = f"\n{tags.closing}\n\n".encode()
+    request = Request((20,), max_tokens=60, reasoning=ReasoningRules(tags, opened=True, budget_tokens=6))
+    scheduler.submit(request, client.sink)
+    end = client.end()
+    assert isinstance(end, Finished)
+    assert end.record.completion_tokens == 60
+    forced = [10 + byte for byte in closing]
+    generated = [token for step in runner.steps for piece in step for token in piece.tokens][1:]
+    assert generated[6 : 6 + len(forced)] == forced
+    scheduler.close()
+
+
+def test_logprobs__come_with_every_token() -> None:
+    scheduler = Scheduler(CheckingRunner(), context_tokens=100)
+    client = Client()
+    scheduler.submit(Request((20,), max_tokens=7, top_logprobs=0), client.sink)
+    client.end()
+    told = [
+        entry.drawn.piece for event in client.events if isinstance(event, Chunk) for entry in event.logprobs
+    ]
+    assert b"".join(told).decode() == expected_text([20], 7)
+    scheduler.close()
+
+
+@pytest.mark.parametrize("length", [1, 2, 100])
+def test_embed__gives_what_the_model_makes_of_the_whole_text(length: int) -> None:
+    scheduler = Scheduler(CheckingRunner(), context_tokens=200)
+    running, _ = start(scheduler, [20], 50)
+    prompt = tuple(range(30, 30 + length))
+    clients = [Client() for _ in range(3)]
+    for client in clients:
+        scheduler.submit(Request(prompt, embed=True), client.sink)
+    for client in clients:
+        end = client.end()
+        assert isinstance(end, Finished)
+        assert end.embedding == tuple(float(token) for token in prompt)
+        assert end.record.completion_tokens == 0
+    running.end()
+    assert running.text == expected_text([20], 50)
+    scheduler.close()
+
+
+def test_chunks__tokens_that_come_fast_go_together_and_none_is_late() -> None:
+    runner = CheckingRunner()
+    runner.step_s = 0.002
+    scheduler = Scheduler(runner, context_tokens=500)
+    client, _ = start(scheduler, [20], 200)
+    client.end()
+    chunks = [event for event in client.events if isinstance(event, Chunk)]
+    assert len(chunks) < 100
+    assert chunks[0].content == expected_text([20], 1)
+    assert client.text == expected_text([20], 200)
+    scheduler.close()
+
+
+def test_chunks__slow_tokens_come_one_by_one() -> None:
+    runner = CheckingRunner()
+    runner.step_s = 0.025
+    scheduler = Scheduler(runner, context_tokens=500)
+    client, _ = start(scheduler, [20], 12)
+    client.end()
+    assert len([event for event in client.events if isinstance(event, Chunk)]) == 12
+    scheduler.close()
+
+
+def test_step_age__tells_how_long_the_runtime_has_been_at_it() -> None:
+    runner = CheckingRunner()
+    scheduler = Scheduler(runner, context_tokens=100)
+    assert scheduler.step_age_s() is None
+    runner.gate.clear()
+    client, _ = start(scheduler, [20], 2)
+    deadline = time.monotonic() + 10
+    while (age := scheduler.step_age_s()) is None or age < 0.05:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    runner.gate.set()
+    client.end()
+    scheduler.close()
+    assert scheduler.step_age_s() is None
+
+
+def test_stats__gaps_between_tokens_are_counted() -> None:
+    scheduler = Scheduler(CheckingRunner(), context_tokens=100)
+    start(scheduler, [20], 9)[0].end()
+    gaps = scheduler.stats().gaps
+    assert sum(gaps.counts) == 8
+    assert len(gaps.counts) == len(gaps.bounds_s) + 1
+    scheduler.close()
 
 
 # The real model.
