@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +20,7 @@ from edgekit.engine.llama_library import (
     load_library,
     reason_of_failure,
 )
+from edgekit.engine.llama_sampler import LlamaSampler, LlamaSamplers
 from edgekit.engine.runner import CacheFullError, Matcher, ModelText, Slice
 from edgekit.engine.sequence_ids import SequenceIds
 from edgekit.engine.text import SPOKEN_TOKENS
@@ -38,10 +38,6 @@ _LOAD_MODE_NONE: Final = 0
 """enum llama_load_mode: the file is read, not mapped."""
 _SEQUENCES: Final = 64
 """Running streams and parked histories. In a unified KV cache a sequence costs nothing."""
-_PENALTY_WINDOW_TOKENS = 64
-"""How far back repetition counts, as llama-server's default."""
-_SEED_LIMIT = 2**32 - 1
-"""LLAMA_DEFAULT_SEED: asks llama.cpp to draw one, so it is not a seed itself."""
 
 
 class LlamaRunner:
@@ -87,6 +83,7 @@ class LlamaRunner:
         self._ids = SequenceIds(_SEQUENCES, self._streams, self._move)
         self._make_batch()
         self._pieces: dict[int, bytes] = {}
+        self._samplers = LlamaSamplers(self._api, self._vocab, self._context, self.piece)
         self._warm_up()
 
     def _load_model(
@@ -295,7 +292,7 @@ class LlamaRunner:
         raise NotImplementedError
 
     def open_sampler(self, sampling: Sampling, prompt: Sequence[int]) -> LlamaSampler:
-        return LlamaSampler(self._api, self._vocab, self._context, sampling, prompt)
+        return self._samplers.open(sampling, prompt)
 
     def run(self, slices: Sequence[Slice]) -> list[int]:
         filled = 0
@@ -356,71 +353,3 @@ class LlamaRunner:
         if self._model:
             self._api.llama_model_free(self._model)
             self._model = None
-
-
-class LlamaSampler:
-    """A chain of llama.cpp's native samplers for one stream.
-
-    Order as in llama-server: bias and penalties on all logits, then top-k, top-p, min-p, temperature, draw.
-    """
-
-    def __init__(self, api: Any, vocab: Any, context: Any, sampling: Sampling, prompt: Sequence[int]) -> None:
-        self._api = api
-        self._context = context
-        params = api.llama_sampler_chain_default_params()
-        params.no_perf = True
-        parts = self._parts(vocab, sampling)
-        self._chain = api.llama_sampler_chain_init(params)
-        for part in parts:
-            api.llama_sampler_chain_add(self._chain, part)
-        if self._penalizes(sampling):
-            for token in prompt[-_PENALTY_WINDOW_TOKENS:]:
-                api.llama_sampler_accept(self._chain, token)
-
-    def _parts(self, vocab: Any, sampling: Sampling) -> list[Any]:
-        api = self._api
-        parts: list[Any] = []
-        if sampling.logit_bias:
-            count = api.llama_vocab_n_tokens(vocab)
-            # llama.cpp would look for these one by one, for every token that is drawn.
-            if unknown := [token for token in sampling.logit_bias if not 0 <= token < count]:
-                raise EngineError(f"logit_bias: token {unknown[0]} is not one of the model's {count}")
-            entries = [api.llama_logit_bias(token, bias) for token, bias in sampling.logit_bias.items()]
-            array = (api.llama_logit_bias * len(entries))(*entries)
-            parts.append(api.llama_sampler_init_logit_bias(count, len(entries), array))
-        if self._penalizes(sampling):
-            parts.append(
-                api.llama_sampler_init_penalties(
-                    _PENALTY_WINDOW_TOKENS,
-                    sampling.repeat_penalty,
-                    sampling.frequency_penalty,
-                    sampling.presence_penalty,
-                )
-            )
-        if sampling.temperature <= 0 or sampling.top_k == 1:
-            return [*parts, api.llama_sampler_init_greedy()]
-        if sampling.top_k > 0:
-            parts.append(api.llama_sampler_init_top_k(sampling.top_k))
-        if sampling.top_p < 1:
-            parts.append(api.llama_sampler_init_top_p(sampling.top_p, 1))
-        if sampling.min_p > 0:
-            parts.append(api.llama_sampler_init_min_p(sampling.min_p, 1))
-        parts.append(api.llama_sampler_init_temp(sampling.temperature))
-        seed = secrets.randbelow(_SEED_LIMIT) if sampling.seed is None else sampling.seed % _SEED_LIMIT
-        return [*parts, api.llama_sampler_init_dist(seed)]
-
-    @staticmethod
-    def _penalizes(sampling: Sampling) -> bool:
-        return (
-            sampling.repeat_penalty != 1.0
-            or sampling.frequency_penalty != 0.0
-            or sampling.presence_penalty != 0.0
-        )
-
-    def sample(self, row: int) -> int:
-        return int(self._api.llama_sampler_sample(self._chain, self._context, row))
-
-    def close(self) -> None:
-        if self._chain:
-            self._api.llama_sampler_free(self._chain)
-            self._chain = None
