@@ -13,7 +13,14 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from edgekit.engine.chat_template import ChatTemplateError
-from edgekit.errors import ContextOverflowError, EdgekitError, EngineBusyError, EngineStoppedError
+from edgekit.errors import (
+    ConstraintError,
+    ContextOverflowError,
+    DeadlineExceededError,
+    EdgekitError,
+    EngineBusyError,
+    EngineStoppedError,
+)
 
 __all__ = ["ApiError", "JsonAnswer", "error_body", "install_error_handlers"]
 
@@ -59,12 +66,16 @@ class ApiError(EdgekitError):
         return error_body(self.message, kind=self.kind, param=self.param, code=self.code)
 
     @classmethod
-    def from_error(cls, error: EdgekitError) -> ApiError:
-        """What an error of edgekit means to an HTTP client."""
+    def from_error(cls, error: EdgekitError, *, prompt_field: str = "messages") -> ApiError:
+        """What an error of edgekit means to an HTTP client. `prompt_field` holds the request's text."""
         if isinstance(error, ApiError):
             return error
         if isinstance(error, ContextOverflowError):
-            return cls(400, error.message, param="messages", code="context_length_exceeded")
+            return cls(400, error.message, param=prompt_field, code="context_length_exceeded")
+        if isinstance(error, ConstraintError):
+            return cls(400, error.message, param="response_format", code="invalid_schema")
+        if isinstance(error, DeadlineExceededError):
+            return cls(504, error.message, kind="timeout_error", param="timeout", code="deadline_exceeded")
         if isinstance(error, ChatTemplateError):
             return cls(400, error.message, param="messages", code="invalid_messages")
         if isinstance(error, EngineBusyError):
@@ -104,7 +115,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid_body(_request: Request, error: RequestValidationError) -> JsonAnswer:
-        message, param = _first_problem(error.errors())
+        message, param = _first_problem(error.errors(), error.body)
         return JsonAnswer(error_body(message, kind="invalid_request_error", param=param), 400)
 
     @app.exception_handler(HTTPException)
@@ -122,16 +133,32 @@ def install_error_handlers(app: FastAPI) -> None:
         return JsonAnswer(error_body(message, kind="server_error", code="internal_error"), 500)
 
 
-def _first_problem(problems: Sequence[Any]) -> tuple[str, str | None]:
+def _first_problem(problems: Sequence[Any], body: Any) -> tuple[str, str | None]:
     """Message and field of a validation error."""
-    problem = problems[0]
-    path = [part for part in problem["loc"] if part != "body"]
+    # Of a field that takes several types, the types that it does not have say nothing.
+    problem = next((problem for problem in problems if not problem["type"].endswith("_type")), problems[0])
     if problem["type"] == "json_invalid":
         return f"the body is not JSON: {problem.get('ctx', {}).get('error', problem['msg'])}", None
-    field = ".".join(str(part) for part in path) or None
+    field = _field(problem, body)
     if problem["type"] == "extra_forbidden":
         return f"unknown field '{field}'", field
     said = problem["msg"].removeprefix("Value error, ")
     if field is None and said.startswith("'"):
         return said, said.split("'")[1]
     return (f"'{field}': {said}" if field else said), field
+
+
+def _field(problem: Any, body: Any) -> str | None:
+    """The path to what is wrong, as the client knows it: without the names of our types."""
+    path: list[str] = []
+    here = body
+    for part in problem["loc"]:
+        is_index = isinstance(here, list) and isinstance(part, int) and part < len(here)
+        if is_index or (isinstance(here, dict) and part in here):
+            here = here[part]
+        elif problem["type"] != "missing" or part != problem["loc"][-1]:
+            continue
+        path.append(str(part))
+    if problem["type"].startswith("union_tag"):
+        path.append(problem["ctx"]["discriminator"].strip("'"))
+    return ".".join(path) or None

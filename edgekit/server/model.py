@@ -8,13 +8,19 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
+from hashlib import blake2s
+from typing import Final
 
-from edgekit.engine.base import Engine, Sampling
+from edgekit import __version__
+from edgekit.engine.base import Engine, ReasoningTags, Sampling
 from edgekit.engine.chat_template import ChatTemplate
+from edgekit.engine.reasoning import reasoning_tags
 from edgekit.errors import EdgekitError, EngineError
 from edgekit.facts import ModelFacts
 from edgekit.server.bridge import EventBridge
 from edgekit.server.errors import ApiError
+from edgekit.server.tools import ToolFormat, tool_format
 
 __all__ = ["LoadedModel", "ModelSlot"]
 
@@ -23,6 +29,10 @@ log = logging.getLogger(__name__)
 _STOP_LOADING_S = 20
 """How long to wait for a load to stop. Checking and trying the files takes minutes and stops at once; after
 that llama.cpp cannot be interrupted, and has seconds to go."""
+
+_COMPOSING_TOKENIZERS: Final = frozenset({"qwen2", "qwen35", "deepseek-r1-qwen"})
+"""Pre-tokenizers, by their GGUF names, of tokenizers that bring text into Unicode's NFC first. llama.cpp does
+not, so that "é" typed as two characters would come out in tokens that the model has hardly seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +51,44 @@ class LoadedModel:
     sampling: Sampling
     created: int = field(default_factory=lambda: int(time.time()))
     """Unix time of loading."""
+    slots: int | None = None
+    """Streams that the engine works on together, None where it does not say."""
+    normalize_nfc: bool | None = None
+    """Whether texts are brought into NFC before they are tokenized; None goes by the tokenizer's name."""
+
+    @property
+    def composes(self) -> bool:
+        """Whether texts are brought into Unicode's NFC before they are tokenized."""
+        if self.normalize_nfc is not None:
+            return self.normalize_nfc
+        return self.facts.tokenizer in _COMPOSING_TOKENIZERS
+
+    @property
+    def tools(self) -> ToolFormat:
+        """How this model is told of tools, and how it calls them."""
+        return _tool_format(None if self.template is None else self.template.source)
+
+    @property
+    def reasoning_tags(self) -> ReasoningTags | None:
+        """What this model's family writes around its reasoning; None when its template knows of none."""
+        return None if self.template is None else _reasoning_tags(self.template.source)
+
+    @property
+    def fingerprint(self) -> str:
+        """OpenAI's `system_fingerprint`: changes with whatever may change the text of a seed."""
+        facts = self.facts
+        parts = (__version__, self.name, facts.quantization, facts.weight_bytes, facts.parameters)
+        return f"fp_{blake2s(repr(parts).encode(), digest_size=5).hexdigest()}"
+
+
+@lru_cache(maxsize=4)
+def _tool_format(template: str | None) -> ToolFormat:
+    return tool_format(template)
+
+
+@lru_cache(maxsize=4)
+def _reasoning_tags(template: str) -> ReasoningTags | None:
+    return reasoning_tags(template)
 
 
 class ModelSlot:
