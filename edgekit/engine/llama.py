@@ -193,6 +193,12 @@ class LlamaRunner:
         return self._streams
 
     @property
+    def keeps_prefixes(self) -> bool:
+        # A recurrent state is that of the newest token; it has no beginnings.
+        recurrent = self._api.llama_model_is_recurrent(self._model)
+        return not (recurrent or self._api.llama_model_is_hybrid(self._model))
+
+    @property
     def batch_tokens(self) -> int:
         return self._batch_tokens
 

@@ -93,6 +93,10 @@ class Runner(Protocol):
         """Of these, how many may be computed in one step."""
 
     @property
+    def keeps_prefixes(self) -> bool:
+        """Whether a sequence can be cut back to any of its beginnings, and shared there."""
+
+    @property
     def batch_tokens(self) -> int:
         """Tokens of one step at most."""
 

@@ -278,7 +278,7 @@ class Scheduler:
         if not len(self._waiting):
             return None
         for stream in self._waiting.in_turn(self._running):
-            prefix = self._cache.find(stream.tokens)
+            prefix = self._cache.find(stream.tokens) if self._runner.keeps_prefixes else Prefix(None, 0)
             if self._better_soon(stream, prefix):
                 continue
             return (stream, prefix) if self._has_room_for(stream, prefix) else None
@@ -286,7 +286,7 @@ class Scheduler:
 
     def _better_soon(self, stream: Stream, prefix: Prefix) -> bool:
         """Whether a prompt that is being computed will hold more of this one's beginning."""
-        return any(
+        return self._runner.keeps_prefixes and any(
             not other.generating
             and common_prefix(other.tokens, stream.tokens, len(stream.tokens) - 1)
             >= prefix.length + _FOLLOW_FROM_TOKENS

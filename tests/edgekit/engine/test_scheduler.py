@@ -44,6 +44,7 @@ class CheckingRunner:
     It fails the test when the scheduler's books do not match: a gap, a wrong position, too many cells.
     """
 
+    keeps_prefixes = True
     vocabulary = 2000
     text = ModelText(None, "", "", Sampling())
 
