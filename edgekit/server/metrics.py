@@ -4,7 +4,7 @@ Names follow llama-server (`llamacpp:*`, the table in its README) where it has t
 dashboards work; the rest is `edgekit_*` in base units, and what Prometheus's own client tells of a process.
 
 `promtool check metrics` has nothing to say about ours. About llama-server's it says "metric names should not
-contain ':'", here as there: Prometheus keeps the colon for recording rules. The names are of no use without it.
+contain ':'", here as there: Prometheus keeps the colon for recording rules. Without it they were of no use.
 """
 
 from __future__ import annotations
