@@ -1,0 +1,478 @@
+/* Attention of a CPU over a cache of half floats, in float32 throughout. Needs nothing of ggml.
+ *
+ * Why: llama.cpp's kernel for few tokens sums values in half floats, tests every cell of every sequence for
+ * every head, and takes another path for long prompts, whose sums differ. A token's result then depends on
+ * how many tokens are computed with it. Here it does not, to the last bit:
+ *
+ *   - Softmax works in powers of two with a whole number as its running maximum, so that scaling by a new
+ *     maximum is exact, and it does not matter where a block of cells ends.
+ *   - Values are summed cell by cell, and a masked cell adds 0, so it does not matter which masked cells lie
+ *     between, nor whether they are passed over.
+ *   - A dot product sums in one order (edgekit_simd.h) however rows and cells are grouped.
+ *
+ * Rows are the query heads of a token that share a head of the cache, or those of several tokens whose cells
+ * are nearly the same: they share what is loaded and converted.
+ */
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "edgekit_simd.h"
+
+#if defined(EDGEKIT_SIMD)
+
+namespace edgekit {
+
+static const int BLOCK = 64;      // cells whose scores are held at once
+static const int WINDOW = 2048;   // cells that are listed at once
+static const int MAX_ROWS = 64;   // rows (tokens * heads) of one call
+static const int MAX_TOKENS = 16;
+
+/* Strides are in bytes. Head h uses head h / (heads / kv_heads) of the cache. */
+struct Attention {
+    const char * q;     // float32 [batch][heads][tokens][dk]
+    const char * k;     // half [kv_batch][kv_heads][cells][dk]
+    const char * v;     // half [kv_batch][kv_heads][cells][dv]
+    const char * mask;  // half [mask_batch][tokens][cells], added to the scores; null: none
+    const float * sinks;  // [heads], a score without a value; null: none
+    char * out;         // float32 [batch][tokens][heads][dv], without gaps
+    size_t q_token, q_head, q_batch;
+    size_t k_cell, k_head, k_batch;
+    size_t v_cell, v_head, v_batch;
+    size_t mask_token, mask_batch_size;
+    int dk, dv;
+    int64_t tokens, heads, kv_heads, batch, kv_batch, mask_batch, cells;
+    float scale, softcap, max_bias;  // softcap: 0 for none. max_bias: of ALiBi, 0 for none
+
+    bool fits() const {
+        return dk % LANES == 0 && dv % LANES == 0 && kv_heads > 0 && heads % kv_heads == 0;
+    }
+};
+
+/* float32 values of scratch that `attend` needs. */
+static inline size_t scratch_size(int dk, int dv) {
+    return (size_t) MAX_ROWS * (dk + dv) + (size_t) BLOCK * (dk + dv);
+}
+
+/* Rows of the cache: half floats at listed cells, or float32 copies of a block of them. */
+struct Cells {
+    typedef const uint16_t * Row;
+    const char * base;
+    size_t stride;
+    const int32_t * list;
+    Row row(int i) const { return (Row) (base + (size_t) list[i] * stride); }
+};
+struct Copies {
+    typedef const float * Row;
+    const float * base;
+    size_t stride;  // in values
+    Row row(int i) const { return base + (size_t) i * stride; }
+};
+
+/* What a row has summed so far. */
+struct Row {
+    const float * q;
+    float * values;       // [dv], times 2^-maximum
+    const float * bias;   // of the block's cells; null: all 0
+    float slope;
+    float sum;            // of weights, times 2^-maximum
+    float maximum;        // a whole number, or minus infinity
+    int64_t token, head;
+};
+
+/* scores[r * BLOCK + i] = dot product of row r and cell i. The source has cells up to the next multiple of 16. */
+template <int R, class Source>
+static inline void score(const Row * rows, const Source & keys, int dk, int n, float * scores) {
+    const int C = R == 1 ? SUMS : R == 2 ? SUMS / 2 : SUMS / 4;
+    for (int i = 0; i < n; i += C) {
+        typename Source::Row k[C];
+        for (int c = 0; c < C; ++c) {
+            k[c] = keys.row(i + c);
+        }
+        Vec sums[SUMS];
+        for (int a = 0; a < SUMS; ++a) {
+            sums[a] = v_set(0.0f);
+        }
+        for (int d = 0; d < dk; d += LANES) {
+            Vec q[R];
+            for (int r = 0; r < R; ++r) {
+                q[r] = v_load(rows[r].q + d);
+            }
+            for (int c = 0; c < C; ++c) {
+                const Vec x = v_load(k[c] + d);
+                for (int r = 0; r < R; ++r) {
+                    sums[r*C + c] = v_fma(q[r], x, sums[r*C + c]);
+                }
+            }
+        }
+        float found[SUMS];
+        v_sum_lanes(sums, found);
+        for (int r = 0; r < R; ++r) {
+            memcpy(scores + r*BLOCK + i, found + r*C, C * sizeof(float));
+        }
+    }
+}
+
+/* Turns the scores of a row into weights, with a new maximum where it rose. False: all are masked.
+ * One copy in the program, so that no two callers have their multiplications fused differently. */
+__attribute__((noinline)) static bool weigh(const Attention & a, Row & row, float * scores, int n) {
+    const float log2e = 0x1.715476p+0f;
+    const Vec scale = v_set(a.softcap != 0.0f ? a.scale / a.softcap : a.scale * log2e);
+    const Vec slope = v_set(row.slope * log2e);
+    Vec most = v_set(-INFINITY);
+    float limits[LANES];  // of the last vector, which may reach past the cells
+    std::fill(limits, limits + LANES, INFINITY);
+    std::fill(limits + (n - 1) % LANES + 1, limits + LANES, -INFINITY);
+    for (int i = 0; i < n; i += LANES) {
+        Vec s = v_load(scores + i);
+        if (a.softcap != 0.0f) {
+            // tanh(x) = 1 - 2 / (exp(2x) + 1)
+            const Vec x = v_min(v_max(v_mul(s, scale), v_set(-10.0f)), v_set(10.0f));
+            const Vec e = v_exp2(v_mul(x, v_set(2.0f * log2e)), v_set(0.0f));
+            const Vec tanh = v_sub(v_set(1.0f), v_div(v_set(2.0f), v_add(e, v_set(1.0f))));
+            s = v_mul(tanh, v_set(a.softcap * log2e));
+            if (row.bias) {
+                s = v_fma(v_load(row.bias + i), slope, s);
+            }
+        } else {
+            s = row.bias ? v_fma(s, scale, v_mul(v_load(row.bias + i), slope)) : v_mul(s, scale);
+        }
+        if (i + LANES >= n) {
+            s = v_min(s, v_load(limits));
+        }
+        v_store(scores + i, s);
+        most = v_max(most, s);
+    }
+    const float found = v_max_lane(most);
+    if (found == -INFINITY) {
+        return false;
+    }
+    const float maximum = std::max(row.maximum, std::nearbyint(found));
+    if (maximum > row.maximum) {
+        const float factor = std::exp2(row.maximum - maximum);  // of a whole number: exact
+        row.sum *= factor;
+        for (int d = 0; d < a.dv; d += LANES) {
+            v_store(row.values + d, v_mul(v_load(row.values + d), v_set(factor)));
+        }
+        row.maximum = maximum;
+    }
+    for (int i = 0; i < n; i += LANES) {
+        v_store(scores + i, v_exp2(v_load(scores + i), v_set(maximum)));
+    }
+    return true;
+}
+
+/* Adds weight times value of n cells, D vectors from d on; with them the weights, if FIRST. */
+template <int R, int D, bool FIRST, class Source>
+static inline void add_values(Row * rows, const Source & values, int d, int n, const float * weights) {
+    Vec total[R], sums[R][D];
+    for (int r = 0; r < R; ++r) {
+        total[r] = v_set(rows[r].sum);
+        for (int j = 0; j < D; ++j) {
+            sums[r][j] = v_load(rows[r].values + d + j*LANES);
+        }
+    }
+    for (int i = 0; i < n; ++i) {
+        const typename Source::Row x = values.row(i) + d;
+        Vec v[D];
+        for (int j = 0; j < D; ++j) {
+            v[j] = v_load(x + j*LANES);
+        }
+        for (int r = 0; r < R; ++r) {
+            const Vec weight = v_set(weights[r*BLOCK + i]);
+            if (FIRST) {
+                total[r] = v_add(total[r], weight);
+            }
+            for (int j = 0; j < D; ++j) {
+                sums[r][j] = v_fma(v[j], weight, sums[r][j]);
+            }
+        }
+    }
+    for (int r = 0; r < R; ++r) {
+        if (FIRST) {
+            float lanes[LANES];
+            v_store(lanes, total[r]);
+            rows[r].sum = lanes[0];
+        }
+        for (int j = 0; j < D; ++j) {
+            v_store(rows[r].values + d + j*LANES, sums[r][j]);
+        }
+    }
+}
+
+/* All of a value from d on, D vectors at a time and then fewer. */
+template <int R, int D, class Source>
+static inline void add_all_values(
+    const Attention & a, Row * rows, const Source & values, int d, int n, const float * weights
+) {
+    for (; d + D*LANES <= a.dv; d += D*LANES) {
+        if (d == 0) {
+            add_values<R, D, true>(rows, values, d, n, weights);
+        } else {
+            add_values<R, D, false>(rows, values, d, n, weights);
+        }
+    }
+    if constexpr (D > 1) {
+        add_all_values<R, D / 2>(a, rows, values, d, n, weights);
+    }
+}
+
+/* One block of cells for R rows. */
+template <int R, class Source>
+static inline void attend_block(
+    const Attention & a, Row * rows, const Source & keys, const Source & values, int n
+) {
+    float scores[R * BLOCK];
+    score<R>(rows, keys, a.dk, n, scores);
+    bool any = false;
+    for (int r = 0; r < R; ++r) {
+        if (weigh(a, rows[r], scores + r*BLOCK, n)) {
+            any = true;
+        } else {
+            memset(scores + r*BLOCK, 0, n * sizeof(float));
+        }
+    }
+    if (!any) {
+        return;
+    }
+    // As many sums as the registers hold: 32, and 16 for AVX2.
+    add_all_values<R, EDGEKIT_SIMD == 256 ? (R == 1 ? 8 : R == 2 ? 4 : 2) : (R <= 2 ? 8 : 4)>(
+        a, rows, values, 0, n, scores);
+}
+
+template <class Source>
+static inline void attend_rows(
+    const Attention & a, Row * rows, int count, const Source & keys, const Source & values, int n
+) {
+    while (count > 0) {
+        const int r = count == 5 ? 3 : std::min(count, 4);
+        switch (r) {
+            case 1: attend_block<1>(a, rows, keys, values, n); break;
+            case 2: attend_block<2>(a, rows, keys, values, n); break;
+            case 3: attend_block<3>(a, rows, keys, values, n); break;
+            default: attend_block<4>(a, rows, keys, values, n); break;
+        }
+        rows += r;
+        count -= r;
+    }
+}
+
+/* Which cells of a window a token may see, one bit each. */
+struct Window {
+    uint64_t live[WINDOW / 64];
+    int count;
+    bool biased;  // some live cell's mask is not 0
+
+    void read(const uint16_t * mask, int n) {
+        count = 0;
+        uint32_t some = 0;
+        memset(live, 0, sizeof(live));
+        for (int i = 0; i < n; i += 32) {
+            uint32_t bits, bias = 0;
+            if (mask == nullptr) {
+                bits = n - i >= 32 ? 0xFFFFFFFFu : (1u << (n - i)) - 1;
+            } else if (n - i >= 32) {
+                bits = live_halves(mask + i, &bias);
+            } else {
+                uint16_t rest[32];
+                std::fill(rest, rest + 32, HALF_MINUS_INFINITY);
+                memcpy(rest, mask + i, (n - i) * sizeof(uint16_t));
+                bits = live_halves(rest, &bias);
+            }
+            live[i / 64] |= (uint64_t) bits << (i % 64);
+            count += __builtin_popcount(bits);
+            some |= bias;
+        }
+        biased = some != 0;
+    }
+
+    /* Numbers of the live cells from `first` on, and the last one again up to a multiple of 16. */
+    void list(int first, int32_t * cells) const {
+        int n = 0;
+        for (int w = 0; w < WINDOW / 64; ++w) {
+            for (uint64_t bits = live[w]; bits != 0; bits &= bits - 1) {
+                cells[n++] = first + w*64 + __builtin_ctzll(bits);
+            }
+        }
+        for (; n % 16 != 0; ++n) {
+            cells[n] = cells[n - 1];
+        }
+    }
+};
+
+/* Tokens [t0, t1) and heads [h0, h1) of one batch; the heads share one of the cache; up to MAX_ROWS rows. */
+class Task {
+public:
+    Task(const Attention & a, int64_t batch, int64_t t0, int64_t t1, int64_t h0, int64_t h1, float * scratch)
+        : a(a), t0(t0), n_tokens((int) (t1 - t0)), n_heads((int) (h1 - h0)) {
+        const int64_t kv_head = h0 / (a.heads / a.kv_heads);
+        const int64_t kv_batch = batch / (a.batch / a.kv_batch);
+        k = a.k + kv_head*a.k_head + kv_batch*a.k_batch;
+        v = a.v + kv_head*a.v_head + kv_batch*a.v_batch;
+        mask = a.mask ? a.mask + (batch % a.mask_batch)*a.mask_batch_size : nullptr;
+        out = a.out + (size_t) batch*a.tokens*a.heads*a.dv*sizeof(float);
+        float * q = scratch;
+        float * values = q + MAX_ROWS*a.dk;
+        k_copies = values + MAX_ROWS*a.dv;
+        v_copies = k_copies + BLOCK*a.dk;
+        memset(values, 0, (size_t) n_tokens*n_heads*a.dv * sizeof(float));
+        for (int i = 0; i < n_tokens*n_heads; ++i) {
+            const int64_t token = t0 + i/n_heads, head = h0 + i%n_heads;
+            memcpy(q + i*a.dk, a.q + token*a.q_token + head*a.q_head + batch*a.q_batch, a.dk * sizeof(float));
+            rows[i] = Row{q + i*a.dk, values + i*a.dv, nullptr, slope(head), 0.0f, -INFINITY, token, head};
+        }
+    }
+
+    void run() {
+        for (int64_t first = 0; first < a.cells; first += WINDOW) {
+            const int n = (int) std::min((int64_t) WINDOW, a.cells - first);
+            Window all;
+            int seen = 0;
+            for (int t = 0; t < n_tokens; ++t) {
+                windows[t].read(mask ? mask_of(t) + first : nullptr, n);
+                seen += windows[t].count;
+            }
+            if (n_tokens > 1) {
+                join(all);
+            }
+            if (n_tokens > 1 && (int64_t) all.count*n_tokens*2 <= (int64_t) seen*3) {
+                together(all, (int) first);
+            } else {
+                for (int t = 0; t < n_tokens; ++t) {
+                    alone(t, (int) first);
+                }
+            }
+        }
+        for (int i = 0; i < n_tokens*n_heads; ++i) {
+            finish(rows[i]);
+        }
+    }
+
+private:
+    const Attention & a;
+    const int64_t t0;
+    const int n_tokens, n_heads;
+    const char * k, * v, * mask;
+    char * out;
+    float * k_copies, * v_copies;
+    Row rows[MAX_ROWS];
+    Window windows[MAX_TOKENS];
+    int32_t cells[WINDOW + 16];
+    float bias[MAX_TOKENS][BLOCK];
+
+    const uint16_t * mask_of(int t) const { return (const uint16_t *) (mask + (t0 + t)*a.mask_token); }
+
+    /* Of ALiBi. Press et al. 2022, as ggml computes it. */
+    float slope(int64_t head) const {
+        if (!(a.max_bias > 0.0f)) {
+            return 1.0f;
+        }
+        const int64_t power = (int64_t) 1 << (int) std::floor(std::log2((double) a.heads));
+        return head < power ? std::pow(std::pow(2.0f, -a.max_bias / power), (float) (head + 1))
+                            : std::pow(std::pow(2.0f, -a.max_bias / 2.0f / power), (float) (2*(head - power) + 1));
+    }
+
+    void join(Window & all) const {
+        all = windows[0];
+        for (int t = 1; t < n_tokens; ++t) {
+            for (int w = 0; w < WINDOW / 64; ++w) {
+                all.live[w] |= windows[t].live[w];
+            }
+        }
+        all.count = 0;
+        for (int w = 0; w < WINDOW / 64; ++w) {
+            all.count += __builtin_popcountll(all.live[w]);
+        }
+    }
+
+    void read_bias(int t, const int32_t * list, int n) {
+        const uint16_t * m = mask_of(t);
+        uint16_t halves[BLOCK];
+        for (int i = 0; i < n; ++i) {
+            halves[i] = m[list[i]];
+        }
+        std::fill(halves + n, halves + (n + 15) / 16 * 16, HALF_MINUS_INFINITY);
+        for (int i = 0; i < n; i += LANES) {
+            v_store(bias[t] + i, v_load(halves + i));
+        }
+    }
+
+    /* The cells that one token sees, straight from the cache. */
+    void alone(int t, int first) {
+        const Window & window = windows[t];
+        if (window.count == 0) {
+            return;
+        }
+        window.list(first, cells);
+        for (int i = 0; i < window.count; i += BLOCK) {
+            const int n = std::min(BLOCK, window.count - i);
+            if (window.biased) {
+                read_bias(t, cells + i, n);
+            }
+            for (int h = 0; h < n_heads; ++h) {
+                rows[t*n_heads + h].bias = window.biased ? bias[t] : nullptr;
+            }
+            const Cells keys = {k, a.k_cell, cells + i}, values = {v, a.v_cell, cells + i};
+            attend_rows(a, rows + t*n_heads, n_heads, keys, values, n);
+        }
+    }
+
+    /* The cells that any token sees, converted once a block. */
+    void together(const Window & all, int first) {
+        all.list(first, cells);
+        for (int i = 0; i < all.count; i += BLOCK) {
+            const int n = std::min(BLOCK, all.count - i);
+            copy(Cells{k, a.k_cell, cells + i}, a.dk, n, k_copies);
+            copy(Cells{v, a.v_cell, cells + i}, a.dv, n, v_copies);
+            const Copies keys = {k_copies, (size_t) a.dk}, values = {v_copies, (size_t) a.dv};
+            int begin = 0;  // rows from here on see some of these cells
+            for (int t = 0; t < n_tokens; ++t) {
+                if (mask) {
+                    read_bias(t, cells + i, n);
+                }
+                const bool sees = !mask || std::any_of(bias[t], bias[t] + n, [](float b) { return b != -INFINITY; });
+                for (int h = 0; h < n_heads; ++h) {
+                    rows[t*n_heads + h].bias = mask ? bias[t] : nullptr;
+                }
+                if (!sees) {
+                    attend_rows(a, rows + begin, t*n_heads - begin, keys, values, n);
+                    begin = (t + 1)*n_heads;
+                }
+            }
+            attend_rows(a, rows + begin, n_tokens*n_heads - begin, keys, values, n);
+        }
+    }
+
+    /* Up to the next multiple of 16 cells, as the list goes. */
+    static void copy(const Cells & from, int size, int n, float * to) {
+        for (int i = 0; i < (n + 15) / 16 * 16; ++i) {
+            const uint16_t * row = from.row(i);
+            for (int d = 0; d < size; d += LANES) {
+                v_store(to + i*size + d, v_load(row + d));
+            }
+        }
+    }
+
+    void finish(Row & row) const {
+        if (a.sinks) {
+            const float sink = a.sinks[row.head] * 0x1.715476p+0f;
+            const float maximum = std::max(row.maximum, std::nearbyint(sink));
+            const float factor = std::exp2(row.maximum - maximum);
+            row.sum = row.sum*factor + std::exp2(sink - maximum);
+            for (int d = 0; d < a.dv; ++d) {
+                row.values[d] *= factor;
+            }
+        }
+        const Vec inverse = v_set(row.sum == 0.0f ? 0.0f : 1.0f / row.sum);
+        float * to = (float *) (out + (size_t) (row.token*a.heads + row.head)*a.dv*sizeof(float));
+        for (int d = 0; d < a.dv; d += LANES) {
+            v_store(to + d, v_mul(v_load(row.values + d), inverse));
+        }
+    }
+};
+
+}  // namespace edgekit
+
+#endif
