@@ -34,8 +34,9 @@ async function checked(response) {
     error = JSON.parse(text).error;
   } catch {
     // Not JSON: a proxy's page, or no more than a word.
+    if (text.length < 200) error = { message: text.trim() };
   }
-  const said = error?.message ?? (text.length < 200 && text.trim() ? text.trim() : response.statusText);
+  const said = error?.message || response.statusText;
   const wait = response.status === 429 && response.headers.get("Retry-After");
   const message = wait ? `${said} (try again in ${wait} s)` : said;
   throw new ServerError(response.status, message || `HTTP ${response.status}`, error?.code ?? null);

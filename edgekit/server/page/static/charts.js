@@ -51,8 +51,8 @@ export function drawHistogram(target, buckets) {
     target.replaceChildren();
     return;
   }
-  const from = Math.max(0, filled[0] - 1);
-  const to = Math.min(buckets.length - 1, filled[filled.length - 1] + 1);
+  const from = Math.max(0, filled[0] - 2);
+  const to = Math.min(buckets.length - 1, filled[filled.length - 1] + 2);
   const shown = buckets.slice(from, to + 1);
   const peak = Math.max(...shown.map((bucket) => bucket.count));
   const step = WIDTH / shown.length;

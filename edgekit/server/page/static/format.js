@@ -6,7 +6,7 @@ export function number(value, digits = 0) {
 }
 
 // Tokens per second: one digit after the point while that says something.
-export const rate = (value) => number(value, value < 100 ? 1 : 0);
+export const rate = (value) => number(value, value > 0 && value < 100 ? 1 : 0);
 
 export function seconds(value) {
   if (value === null || value === undefined || !Number.isFinite(value)) return "–";

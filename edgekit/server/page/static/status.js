@@ -1,4 +1,4 @@
-// Asks the server every two seconds how it does, and shows it. Rests while nobody looks.
+// Asks the server how it does, and shows it. Rests while nobody looks.
 
 import { ServerError, get, savedKey } from "./api.js";
 import { drawHistogram, drawSparkline } from "./charts.js";
@@ -7,6 +7,8 @@ import { Exposition, quantile } from "./exposition.js";
 import { bytes, number, rate, seconds, span } from "./format.js";
 
 const POLL_MS = 2000;
+// While there is something to wait for.
+const POLL_UNREADY_MS = 1000;
 const POINTS = 90;
 
 // What each state means to those who want to chat. A word for the header, a sentence for the chat.
@@ -34,12 +36,13 @@ export class Status {
   constructor({ onState }) {
     this.#onState = onState;
     document.addEventListener("visibilitychange", () => {
-      if (!document.hidden) this.poll();
+      if (document.hidden) clearTimeout(this.#timer);
+      else this.poll();
     });
     this.poll();
   }
 
-  // Asks now, and then every two seconds.
+  // Asks now, and then again and again.
   async poll() {
     if (this.#polling) return;
     clearTimeout(this.#timer);
@@ -49,7 +52,8 @@ export class Status {
     } finally {
       this.#polling = false;
     }
-    if (!document.hidden) this.#timer = setTimeout(() => this.poll(), POLL_MS);
+    const pause = this.state === "ready" ? POLL_MS : POLL_UNREADY_MS;
+    if (!document.hidden) this.#timer = setTimeout(() => this.poll(), pause);
   }
 
   async #ask() {
@@ -99,6 +103,8 @@ export class Status {
     setText(byId("name"), this.#model.id);
     setText(byId("architecture"), meta.architecture ?? "–");
     setText(byId("quantization"), meta.quantization ?? "–");
+    const facts = [meta.quantization, meta.n_ctx ? `context of ${number(meta.n_ctx)}` : null];
+    setText(byId("facts"), facts.filter(Boolean).join(", "));
     setText(byId("context"), meta.n_ctx ? `${number(meta.n_ctx)} tokens` : "–");
   }
 

@@ -140,8 +140,8 @@ export class Answer {
     if (!this.reasoning) return "";
     const end = this.#answerAt ?? this.#endedAt;
     const took = ((end ?? performance.now()) - this.#firstAt) / 1000;
-    const verb = end === null ? "Thinking… " : "Thought for ";
-    return `${verb}${seconds(took)}, ${this.#reasoningTokens()}`;
+    const shown = `${number(took, end !== null && took < 9.95 ? 1 : 0)} s, ${this.#reasoningTokens()}`;
+    return end === null ? `Thinking… ${shown}` : `Thought for ${shown}`;
   }
 
   #liveFigures() {
@@ -152,7 +152,7 @@ export class Answer {
     const [until, count] = this.#recent[this.#recent.length - 1];
     // Over the time up to the last chunk: a rate that falls while waiting for the next one would flicker.
     const speed = until - from > 200 ? (count - before) / ((until - from) / 1000) : null;
-    return `≈ ${rate(speed)} tokens/s · ${tokens(count)}`;
+    return `≈ ${rate(speed)} tokens/s · about ${tokens(count)}`;
   }
 
   #finalFigures() {
