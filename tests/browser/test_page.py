@@ -264,6 +264,7 @@ def test_reasoning__is_folded_and_says_how_long_and_how_much(browser: Browser, s
     browser.ask("There were 23 apples. Nine were eaten and six were bought. How many are left?")
     label = ".turn.model .reasoning summary"
     browser.wait(lambda: re.match(r"Thinking… \d s, about \d+ tokens", browser.text(label)), "no thinking")
+    browser.wait(lambda: browser.figures().startswith("≈"), "no speed")
     browser.screenshot("thinking")
     browser.wait_for_answer()
     assert re.fullmatch(rf"Thought for \d\.\d s, {len(reasoning)} tokens", browser.text(label))

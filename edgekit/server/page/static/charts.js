@@ -1,6 +1,6 @@
 // Two small charts in SVG. Both say in words what they show, for those who do not see them.
 
-import { svg } from "./dom.js";
+import { element, svg } from "./dom.js";
 import { rate, seconds } from "./format.js";
 
 const WIDTH = 240;
@@ -12,10 +12,7 @@ function frame(label, ...children) {
 }
 
 function caption(left, right) {
-  const line = document.createElement("p");
-  line.className = "caption";
-  for (const text of [left, right]) line.append(Object.assign(document.createElement("span"), { textContent: text }));
-  return line;
+  return element("p", { className: "caption" }, element("span", {}, left), element("span", {}, right));
 }
 
 // Values over time, oldest first; null where nothing was measured. `slots` is how many fill the width.

@@ -181,7 +181,8 @@ export class Chat {
 // fetch says no more than "TypeError: Failed to fetch".
 function told(error) {
   if (error instanceof ServerError) return error;
-  return new Error(error instanceof TypeError ? "The server cannot be reached." : `This page failed: ${error}`);
+  const unreachable = error instanceof TypeError;
+  return new Error(unreachable ? "The server cannot be reached." : `This page failed: ${error}`);
 }
 
 function announce(text) {

@@ -8,6 +8,7 @@ import { Status } from "./status.js";
 
 const TAKES_REQUESTS = new Set(["connecting", "ready", "busy"]);
 const KEY_HINT = "It stays in this tab, and is sent to this server only.";
+const UNKNOWN_KEY = "The server does not know this key.";
 
 const chat = new Chat({ onUnauthorized: () => status.poll() });
 startSettings({ onKey: () => status.poll() });
@@ -18,11 +19,10 @@ function showState(state) {
   const form = byId("key-form");
   const appears = state === "locked" && form.hidden;
   form.hidden = state !== "locked";
-  if (state === "locked") setText(byId("key-hint"), savedKey() ? "The server does not know this key." : KEY_HINT);
+  if (!form.hidden) setText(byId("key-hint"), savedKey() ? UNKNOWN_KEY : KEY_HINT);
   // Nothing else can be done here; but nobody is interrupted.
-  if (appears && [document.body, byId("message")].includes(document.activeElement) && !byId("message").value) {
-    byId("key").focus();
-  }
+  const idle = [document.body, byId("message")].includes(document.activeElement) && !byId("message").value;
+  if (appears && idle) byId("key").focus();
 }
 
 byId("key-form").addEventListener("submit", async (event) => {

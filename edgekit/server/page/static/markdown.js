@@ -1,4 +1,4 @@
-// Markdown, as models write it, to elements. Text becomes text nodes: what looks like HTML stays as it is written.
+// Markdown, as models write it, to elements. Text becomes text nodes: what looks like HTML stays as it is.
 //
 // Not all of CommonMark: code, headings, lists, quotes, tables, rules; emphasis, links, TeX left as it is.
 // Everything is linear in the text, since it is parsed anew with every piece that arrives.
@@ -160,7 +160,8 @@ function readParagraph(lines, at, depth) {
   let end = at + 1;
   const goesOn = (line) => line.trim() && !startsBlock(line) && !(depth < MAX_DEPTH && ITEM.test(line));
   while (end < lines.length && goesOn(lines[end])) end += 1;
-  return [end, () => element("p", {}, ...inline(lines.slice(at, end).map((line) => line.trim()).join("\n")))];
+  const text = () => lines.slice(at, end).map((line) => line.trim());
+  return [end, () => element("p", {}, ...inline(text().join("\n")))];
 }
 
 // Text with code, emphasis and links, as nodes.

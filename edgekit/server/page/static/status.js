@@ -128,8 +128,9 @@ export class Status {
     this.#showCache(page);
     const outcome = (name) => page.value("edgekit_requests_total", { outcome: name });
     setText(byId("finished"), number(outcome("finished")));
-    const unfinished = ["cancelled", "failed", "refused"].map((name) => number(outcome(name)));
-    setText(byId("unfinished"), unfinished.join(", "));
+    const unfinished = ["cancelled", "failed", "refused"].map(outcome);
+    const told = unfinished.some((count) => count !== null);
+    setText(byId("unfinished"), told ? unfinished.map((count) => number(count)).join(", ") : "–");
     const memory = page.value("process_resident_memory_bytes");
     setText(byId("memory"), memory ? bytes(memory) : "–");
     this.#showLatency("ttft", page.histogram("edgekit_ttft_seconds"), byId("ttft-chart"));
@@ -170,7 +171,8 @@ export class Status {
     const [used, all] = [page.value("edgekit_kv_cells_used"), page.value("edgekit_kv_cells")];
     setText(byId("kv"), all ? `${number(used)} of ${number(all)} tokens` : "–");
     byId("kv-meter").value = all ? used / all : 0;
-    const [hits, misses] = [page.value("edgekit_prefix_hits_total"), page.value("edgekit_prefix_misses_total")];
+    const hits = page.value("edgekit_prefix_hits_total");
+    const misses = page.value("edgekit_prefix_misses_total");
     setText(byId("prefix"), hits + misses ? `${number(hits)} of ${number(hits + misses)}` : "–");
   }
 

@@ -67,7 +67,8 @@ export class Answer {
     const reasoning = delta.reasoning_content ?? delta.reasoning ?? "";
     const content = delta.content ?? "";
     const now = performance.now();
-    const began = (reasoning && !this.reasoning && "reasoning") || (content && !this.content && "content");
+    const thinks = reasoning && !this.reasoning;
+    const began = thinks ? "reasoning" : content && !this.content && "content";
     if (reasoning || content) {
       this.#firstAt ??= now;
       if (content) this.#answerAt ??= now;
@@ -139,7 +140,7 @@ export class Answer {
   #thoughtLabel() {
     if (!this.reasoning) return "";
     const end = this.#answerAt ?? this.#endedAt;
-    const took = ((end ?? performance.now()) - this.#firstAt) / 1000;
+    const took = Math.max(0.1, ((end ?? performance.now()) - this.#firstAt) / 1000);
     const shown = `${number(took, end !== null && took < 9.95 ? 1 : 0)} s, ${this.#reasoningTokens()}`;
     return end === null ? `Thinking… ${shown}` : `Thought for ${shown}`;
   }
@@ -152,7 +153,8 @@ export class Answer {
     const [until, count] = this.#recent[this.#recent.length - 1];
     // Over the time up to the last chunk: a rate that falls while waiting for the next one would flicker.
     const speed = until - from > 200 ? (count - before) / ((until - from) / 1000) : null;
-    return `≈ ${rate(speed)} tokens/s · about ${tokens(count)}`;
+    const soFar = `about ${tokens(count)}`;
+    return speed === null ? soFar : `≈ ${rate(speed)} tokens/s · ${soFar}`;
   }
 
   #finalFigures() {
