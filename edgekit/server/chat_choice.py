@@ -54,9 +54,9 @@ class ChatChoice:
     def take(self, advance: Advance) -> Gain:
         """What is gained by what came from the engine."""
         chunk = advance.chunk
-        if self._parser is None:
-            content, calls = chunk.content, ()
-        else:
+        no_calls: tuple[ToolCallDelta, ...] = ()
+        content, calls = chunk.content, no_calls
+        if self._parser is not None:
             content, calls = self._parse(self._parser, chunk, last=advance.end is not None)
         return Gain(content, chunk.reasoning, calls, chunk.logprobs, self._finish_reason(advance.end))
 

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from edgekit.engine.base import Constraint, ReasoningRules, ReasoningTags, Request, Sampling
+from edgekit.engine.base import ReasoningRules, ReasoningTags, Request, Sampling
 from edgekit.engine.reasoning import template_opens_reasoning
 from edgekit.engine.text import adds_special
-from edgekit.errors import ConstraintError
 from edgekit.server.errors import ApiError
+from edgekit.server.forms import form_of, tool_choice
 from edgekit.server.model import LoadedModel
 from edgekit.server.prompts import prepare_text, tokenize
 from edgekit.server.schemas.base import GenerationBody
-from edgekit.server.schemas.chat import (
-    ChatCompletionRequest,
-    ChatPromptBody,
-    JsonObjectFormat,
-    JsonSchemaFormat,
-)
-from edgekit.server.tools import NamedTool
+from edgekit.server.schemas.chat import ChatCompletionRequest, ChatPromptBody
 
 __all__ = ["engine_requests", "render_prompt", "sampling_of"]
 
@@ -44,7 +36,7 @@ async def engine_requests(body: ChatCompletionRequest, model: LoadedModel, *, cl
         ApiError: the model cannot chat, or the body asks for what cannot be done.
         ChatTemplateError: the model's template refuses the messages.
     """
-    constraint = await _constraint(body, model)
+    form = await form_of(body, model)
     text = render_prompt(body, model)
     tokens = tuple(await tokenize(text, model, add_special=adds_special(text, model.bos_text)))
     if not tokens:
@@ -64,8 +56,8 @@ async def engine_requests(body: ChatCompletionRequest, model: LoadedModel, *, cl
         client=client,
         deadline_s=body.timeout,
         top_logprobs=body.likely_tokens,
-        reasoning=_reasoning_rules(body, model, text, limit, constrained=constraint is not None),
-        constraint=constraint,
+        reasoning=_reasoning_rules(body, model, text, limit, constrained=form is not None),
+        constraint=form,
     )
     return seeded(request, body.choices)
 
@@ -95,7 +87,7 @@ def render_prompt(body: ChatPromptBody, model: LoadedModel) -> str:
     messages = tools.template_messages([message.as_template_message() for message in body.messages])
     told: list[dict[str, Any]] | None = list(rules.tools) or None
     if told and not tools.template_takes_tools:
-        messages = _with_system_text(messages, tools.system_text(told, _tool_choice(body)))
+        messages = _with_system_text(messages, tools.system_text(told, tool_choice(body)))
         told = None
     variables: dict[str, Any] = {}
     if body.reasoning_effort is not None and body.reasoning_effort != "none":
@@ -146,61 +138,6 @@ def _with_system_text(messages: list[dict[str, Any]], text: str) -> list[dict[st
     if first["role"] == "system":
         return [{**first, "content": f"{first['content']}\n\n{text}".strip()}, *messages[1:]]
     return [{"role": "system", "content": text}, *messages]
-
-
-def _tool_choice(body: ChatPromptBody) -> Any:
-    rules = body.tool_rules
-    if rules.forced is not None:
-        return NamedTool(rules.forced)
-    return "required" if rules.required else "auto"
-
-
-async def _constraint(body: ChatCompletionRequest, model: LoadedModel) -> Constraint | None:
-    """The form that the answer must have, if any.
-
-    Raises:
-        ApiError: a schema is not valid or asks for what is not supported.
-    """
-    rules = body.tool_rules
-    wanted = _schema(body)
-    if rules.tools and rules.required:
-        # The answer is a call: what other answers must look like has no bearing.
-        field = "tools"
-        made = model.tools.constraint(list(rules.tools), _tool_choice(body), rules.parallel)
-    elif wanted is None:
-        return None
-    elif rules.tools:
-        raise ApiError(
-            400,
-            "'response_format' is not supported beside tools that may but need not be called: "
-            "set 'tool_choice' to 'none' or 'required'",
-            param="response_format",
-            code="unsupported_combination",
-        )
-    else:
-        field, made = "response_format", Constraint("json_schema", wanted)
-    try:
-        await asyncio.to_thread(model.engine.check, made)
-    except ConstraintError as error:
-        raise ApiError(400, f"'{field}': {error.message}", param=field, code="invalid_schema") from error
-    return made
-
-
-def _schema(body: ChatCompletionRequest) -> str | None:
-    """The JSON Schema that the answer must follow, as JSON; None when it may be any text."""
-    wanted = body.response_format
-    if isinstance(wanted, JsonObjectFormat):
-        schema = wanted.schema_
-    elif isinstance(wanted, JsonSchemaFormat):
-        schema = wanted.json_schema.schema_
-    else:
-        return None
-    try:
-        return json.dumps(schema or {"type": "object"})
-    except RecursionError:
-        raise ApiError(
-            400, "'response_format': the schema is nested too deeply", param="response_format"
-        ) from None
 
 
 def _reasoning_rules(

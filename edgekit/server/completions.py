@@ -71,7 +71,8 @@ class CompletionStream:
         requests: list[Request] = []
         echoes: list[str] = []
         for prompt in body.prompts:
-            tokens = await text_prompt(prompt, model, field="prompt")
+            # OpenAI begins a new text where there is nothing to go on from; here BOS does.
+            tokens = await text_prompt(prompt or model.bos_text, model, field="prompt")
             request = Request(
                 prompt=tokens,
                 max_tokens=body.max_tokens or DEFAULT_MAX_TOKENS,

@@ -152,11 +152,12 @@ def _field(problem: Any, body: Any) -> str | None:
     """The path to what is wrong, as the client knows it: without the names of our types."""
     path: list[str] = []
     here = body
-    for part in problem["loc"]:
+    last = len(problem["loc"]) - 1
+    for position, part in enumerate(problem["loc"]):
         is_index = isinstance(here, list) and isinstance(part, int) and part < len(here)
         if is_index or (isinstance(here, dict) and part in here):
             here = here[part]
-        elif problem["type"] != "missing" or part != problem["loc"][-1]:
+        elif problem["type"] != "missing" or position != last:
             continue
         path.append(str(part))
     if problem["type"].startswith("union_tag"):
