@@ -32,6 +32,29 @@ def serve(
     api_key_file: Annotated[
         Path | None, typer.Option(help="File with one API key a line. Needed to listen beyond this machine.")
     ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name by which a server without keys may be called, beside localhost; repeat for several."
+        ),
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="Web site whose pages may use the server, as https://NAME; repeat for several."),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="Certificate chain in PEM: serves HTTPS. Needs --tls-key.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="The certificate's private key, in PEM.")] = None,
+    drain_timeout: Annotated[
+        float, typer.Option(help="Seconds that running requests have to end after SIGTERM.", min=0.0)
+    ] = 30.0,
+    step_timeout: Annotated[
+        float, typer.Option(help="Seconds after which a step of the engine counts as stuck.", min=1.0)
+    ] = 120.0,
+    write_timeout: Annotated[
+        float, typer.Option(help="Seconds that a client has to read on.", min=0.1)
+    ] = 30.0,
     threads: Annotated[int | None, typer.Option(help="Threads that compute.", min=1)] = None,
     context: Annotated[int | None, typer.Option(help="Context of one request, in tokens.", min=64)] = None,
     slots: Annotated[int | None, typer.Option(help="Streams decoded together.", min=1, max=64)] = None,
@@ -54,9 +77,13 @@ def serve(
     import socket
 
     from edgekit.cli.trusted_key import choose_key
-    from edgekit.errors import SignatureError
+    from edgekit.errors import SignatureError, UsageError
     from edgekit.server.access import ApiKeys
-    from edgekit.server.run import Reporting, run_server
+    from edgekit.server.connection import ConnectionLimits
+    from edgekit.server.front import Manners
+    from edgekit.server.reporting import Reporting
+    from edgekit.server.run import run_server
+    from edgekit.server.tls import TlsFiles
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     key = choose_key(public_key, integrity_only=integrity_only)
@@ -66,6 +93,8 @@ def serve(
             hint="give --public-key KEY.pub, put the key in /etc/edgekit/edgekit.pub, or accept that with "
             "--integrity-only",
         )
+    if (tls_cert is None) != (tls_key is None):
+        raise UsageError("--tls-cert and --tls-key go together", hint="give both, or neither")
 
     def open_bundle(stop: threading.Event) -> tuple[Bundle, ServeSettings]:
         verified = _verify(bundle, key, stop)
@@ -79,9 +108,17 @@ def serve(
         host=host,
         port=port,
         keys=ApiKeys.from_file(api_key_file) if api_key_file is not None else None,
+        tls=TlsFiles(tls_cert, tls_key) if tls_cert is not None and tls_key is not None else None,
         reporting=None
         if mqtt is None
         else Reporting(mqtt, fleet, device or socket.gethostname(), telemetry_interval),
+        manners=Manners(
+            drain_timeout_s=drain_timeout,
+            step_timeout_s=step_timeout,
+            connections=ConnectionLimits(write_timeout_s=write_timeout),
+            allow_hosts=tuple(allow_host or ()),
+            allow_origins=tuple(allow_origin or ()),
+        ),
     )
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgekit.server.errors import ApiError, JsonAnswer
 
-__all__ = ["BodyLimit"]
+__all__ = ["OPEN_PATHS", "BodyLimit", "RequestLimit"]
+
+OPEN_PATHS: Final = frozenset({"/health", "/metrics"})
+"""What whoever watches the server asks: it must be answered most of all when the server is in trouble."""
 
 
 class BodyLimit:
@@ -73,6 +77,43 @@ class BodyLimit:
 
     def _too_large(self) -> ApiError:
         return ApiError(413, f"the body is larger than {self._max_bytes} bytes", code="body_too_large")
+
+
+class RequestLimit:
+    """ASGI middleware that answers 503 when too many requests are under way. /health and /metrics pass.
+
+    The engine's queue is shorter, and whoever finds it full gets 429. This limit is for what does not come so
+    far: bodies that arrive slowly, answers that are read slowly.
+
+    Args:
+        app: the application behind it.
+        max_requests: requests under way at most.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_requests: int) -> None:
+        self._app = app
+        self._max_requests = max_requests
+        self._under_way = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+            await self._app(scope, receive, send)
+            return
+        if self._under_way >= self._max_requests:
+            error = ApiError(
+                503,
+                f"{self._under_way} requests are under way, as many as this server takes",
+                kind="unavailable_error",
+                code="too_many_requests",
+                headers={"Retry-After": "1"},
+            )
+            await JsonAnswer(error.body(), error.status, headers=error.headers)(scope, receive, send)
+            return
+        self._under_way += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._under_way -= 1
 
 
 async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:

@@ -75,7 +75,7 @@ class Publisher:
         url: the broker; see `parse_broker_url`.
         fleet: name of the fleet, one topic level.
         device: name of the device, one topic level, unique in the fleet.
-        engine: what is observed.
+        engine: what is observed; None when there is none to observe: then only status and events are told.
         sensors: what is read once each interval.
         model: what is served; None when nothing is.
         interval_s: length of a window in seconds, more than 0.
@@ -96,7 +96,7 @@ class Publisher:
         *,
         fleet: str,
         device: str,
-        engine: Engine,
+        engine: Engine | None,
         sensors: Sensors,
         model: ServedModel | None,
         interval_s: float = 10.0,
@@ -165,8 +165,9 @@ class Publisher:
 
     def start(self) -> None:
         """Begin to observe and to publish. Returns at once, whether the broker is there or not."""
-        self._stats = self._try("engine", self._engine.stats) or EngineStats()
-        self._engine.observe(self._records.append)
+        if self._engine is not None:
+            self._stats = self._try("engine", self._engine.stats) or EngineStats()
+            self._engine.observe(self._records.append)
         self._window_from_s = self._clock.monotonic()
         self._sample_power()
         self._connection.start()
@@ -213,7 +214,7 @@ class Publisher:
 
     def _publish_window(self, *, final: bool) -> None:
         now_s = self._clock.monotonic()
-        stats = self._try("engine", self._engine.stats)
+        stats = None if self._engine is None else self._try("engine", self._engine.stats)
         if stats is None:
             return
         records = [self._records.popleft() for _ in range(len(self._records))]

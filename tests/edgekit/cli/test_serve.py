@@ -33,13 +33,17 @@ from edgekit.profiles import ServeSettings
 MAIN = "from edgekit.cli.main import main; main()"
 BROKEN_ENGINE = """
 from edgekit.engine.llama import LlamaRunner
-def open_sampler(self, sampling, prompt): raise RuntimeError("out of luck")
+working, calls = LlamaRunner.open_sampler, []
+def open_sampler(self, sampling, prompt):
+    calls.append(prompt)
+    if len(calls) > 1: raise RuntimeError("out of luck")
+    return working(self, sampling, prompt)
 LlamaRunner.open_sampler = open_sampler
 """
 BROKEN_SENSORS = """
-import edgekit.server.run
+import edgekit.server.reporting
 def open_sensors(): raise OSError("no such sensor")
-edgekit.server.run.open_sensors = open_sensors
+edgekit.server.reporting.open_sensors = open_sensors
 """
 SETTINGS = ServeSettings(threads=None, context_tokens=512, slots=2, kv_cells=600, batch_tokens=128)
 LONG = {
