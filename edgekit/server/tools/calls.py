@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from typing import Final
+from typing import Final, NoReturn
 
 from edgekit.server.tools.cursor import Cursor, Reading
 from edgekit.server.tools.json_reader import JsonEndsError, JsonReader, NotJsonError
@@ -117,8 +117,7 @@ class CallReader:
             raise NotACallError
         if not self._complete:
             self._finish("{}")
-        elif not self.told:
-            self._tell()
+        self._tell()
 
     def read_arguments(self) -> Reading[None]:
         """Read the arguments: an object, or a string that has one in it.
@@ -190,12 +189,14 @@ class CallReader:
         try:
             yield from reader.value()
         except JsonEndsError:
-            self._cut_off()
+            self._cut_off(reader)
         except NotJsonError:
             if not reader.after_value or not (yield from self._closes()):
                 raise NotACallError from None
             tell("".join(reversed(reader.open)))
         self._complete = True
+        if self._name is not None:
+            self._tell()
 
     def _closes(self) -> Reading[bool]:
         """Whether the call is closed here. Nothing is read."""
@@ -233,10 +234,14 @@ class CallReader:
             self._outbox.arguments(text)
         self._held.clear()
 
-    def _cut_off(self) -> None:
-        if not self.told:
+    def _cut_off(self, reader: JsonReader) -> None:
+        if self._name is None or not reader.keyed:
             raise NotACallError
-        self._outbox.arguments(self._cursor.rest)
+        self.cut_off(self._cursor.rest)
+
+    def cut_off(self, arguments: str) -> NoReturn:
+        """Take what there is of the arguments, where the text ends."""
+        self.take_arguments(arguments)
         self._cursor.position = len(self._cursor.text)
         raise CutOffError
 

@@ -9,29 +9,28 @@ Source: the chat templates of Qwen2.5, Qwen3 and Hermes 2 Pro.
 
 from __future__ import annotations
 
-import json
-from typing import Any, Literal
+from typing import Any, Final
 
-from edgekit.engine.base import Constraint
-from edgekit.server.tools.coder_arguments import read_function
 from edgekit.server.tools.cursor import Reading
-from edgekit.server.tools.grammar import call_grammar, schemas_of
-from edgekit.server.tools.messages import with_object_arguments
-from edgekit.server.tools.parts import MakeId, NamedTool, ToolCallParser, ToolChoice, ToolFormat
+from edgekit.server.tools.parts import MakeId
 from edgekit.server.tools.stream import StreamParser
-from edgekit.server.tools.telling import demand, tool_lines
+from edgekit.server.tools.syntax import JsonSyntax
+from edgekit.server.tools.xml_call import FUNCTION, read_function
 
-__all__ = ["HermesFormat", "HermesParser"]
+__all__ = ["SYNTAX", "HermesParser"]
 
-_OPENING = "<tool_call>"
-_CLOSING = "</tool_call>"
-_FUNCTION = "<function="
+_OPENING: Final = "<tool_call>"
+_CLOSING: Final = "</tool_call>"
+
+SYNTAX: Final = JsonSyntax(
+    head=f'{_OPENING}\n{{"name": "NAME", "arguments": ', tail=f"}}\n{_CLOSING}", between="\n"
+)
 
 
 class HermesParser(StreamParser):
     """Reads calls in `<tool_call>`, whether they are JSON or Qwen3-Coder's XML."""
 
-    openings = (_OPENING, _FUNCTION)
+    openings: tuple[str, ...] = (_OPENING, FUNCTION)
 
     def __init__(self, tools: list[dict[str, Any]], make_id: MakeId) -> None:
         super().__init__(tools, make_id)
@@ -39,55 +38,26 @@ class HermesParser(StreamParser):
 
     def _read_marked(self, opening: str) -> Reading[None]:
         cursor = self._cursor
-        if opening == _FUNCTION:
-            cursor.position -= len(_FUNCTION)
-        yield from self._one()
-        while (yield from self._drop(_CLOSING, "}")) == "}":
-            pass
+        if opening == FUNCTION:
+            yield from read_function(cursor, self._call(), self._tools)
+        else:
+            yield from self._read_one()
+        yield from self._read_closing()
         # Some write all of their calls into one pair of tags.
         while (yield from cursor.skip_space()) == "{":
-            yield from self._one()
-            while (yield from self._drop(_CLOSING, "}")) == "}":
-                pass
+            yield from self._read_one()
+            yield from self._read_closing()
         cursor.position = self._mark
 
-    def _one(self) -> Reading[None]:
+    def _read_one(self) -> Reading[None]:
         yield from self._cursor.skip_space()
-        if (yield from self._cursor.take(_FUNCTION)) is not None:
+        if (yield from self._cursor.take(FUNCTION)) is not None:
             yield from read_function(self._cursor, self._call(), self._tools)
         else:
-            yield from self._call(closings=(_CLOSING,)).read_object()
+            yield from self._read_objects(closings=(_CLOSING,))
+
+    def _read_closing(self) -> Reading[None]:
         self._mark_end()
-
-
-class HermesFormat(ToolFormat):
-    """Calls as JSON in `<tool_call>`; tool results in `<tool_response>`."""
-
-    name = "hermes"
-    markers = (_OPENING, _CLOSING)
-
-    def system_text(self, tools: list[dict[str, Any]], choice: ToolChoice) -> str:
-        return (
-            "You may call functions to help the user. These are the functions, each with a JSON Schema of "
-            f"its arguments:\n<tools>\n{tool_lines(tools)}\n</tools>\n\n"
-            "To call a function, write a JSON object with its name and its arguments between <tool_call> "
-            'tags, like this:\n<tool_call>\n{"name": "<function name>", "arguments": <JSON object>}\n'
-            "</tool_call>\nTo call several, write one such block after the other. The results come back to "
-            f"you between <tool_response> tags. {demand(choice)}"
-        )
-
-    def parser(self, tools: list[dict[str, Any]]) -> ToolCallParser:
-        return HermesParser(tools, self._make_id)
-
-    def constraint(
-        self, tools: list[dict[str, Any]], choice: Literal["required"] | NamedTool, parallel: bool
-    ) -> Constraint:
-        calls = [
-            (f'{_OPENING}\n{{"name": {json.dumps(name)}, "arguments": ', schema, f"}}\n{_CLOSING}")
-            for name, schema in schemas_of(tools, choice)
-        ]
-        return call_grammar(calls, between="\n" if parallel and choice == "required" else None)
-
-    def template_messages(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        # Qwen2.5's template writes arguments as JSON once more; Qwen3's takes them as text too.
-        return with_object_arguments(messages)
+        # A brace too many is a common slip.
+        while (yield from self._drop(_CLOSING, "}")) == "}":
+            pass

@@ -1,14 +1,11 @@
-"""What finding tool calls in a model's text gives, and what a family of tool formats must be able to do."""
+"""What finding tool calls in a model's text gives."""
 
 from __future__ import annotations
 
 import secrets
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias
-
-from edgekit.engine.base import Constraint
+from typing import Literal, Protocol, TypeAlias
 
 __all__ = [
     "MakeId",
@@ -16,7 +13,6 @@ __all__ = [
     "ToolCallDelta",
     "ToolCallParser",
     "ToolChoice",
-    "ToolFormat",
     "ToolParts",
     "random_id",
 ]
@@ -67,45 +63,3 @@ class ToolCallParser(Protocol):
 
     def finish(self) -> ToolParts:
         """What was held back, once no more text comes."""
-
-
-class ToolFormat(ABC):
-    """How a family of models is told of tools and calls them.
-
-    Tools are as in OpenAI's API: `{"type": "function", "function": {"name", "description", "parameters"}}`.
-    """
-
-    name: str
-    markers: tuple[str, ...] = ()
-    """What the family writes around calls. Where a vocabulary has these as control tokens, their text must
-    reach the parser all the same."""
-
-    def __init__(self, *, template_takes_tools: bool = False, make_id: MakeId = random_id) -> None:
-        self.template_takes_tools = template_takes_tools
-        """Whether the chat template itself tells the model of tools, as its variable `tools`."""
-        self._make_id = make_id
-
-    @abstractmethod
-    def system_text(self, tools: list[dict[str, Any]], choice: ToolChoice) -> str:
-        """What to tell a model of its tools, for the system message; for templates that do not."""
-
-    @abstractmethod
-    def parser(self, tools: list[dict[str, Any]]) -> ToolCallParser:
-        """A parser for one answer."""
-
-    @abstractmethod
-    def constraint(
-        self, tools: list[dict[str, Any]], choice: Literal["required"] | NamedTool, parallel: bool
-    ) -> Constraint:
-        """Makes the whole answer calls: of any tools, or one call of the tool that is named.
-
-        Arguments follow each tool's JSON Schema. `parallel` allows more than one call, where the family
-        knows of such.
-
-        Raises:
-            ConstraintError: there is no such tool.
-        """
-
-    @abstractmethod
-    def template_messages(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """OpenAI's messages as the template wants them: calls and results in the family's own form."""

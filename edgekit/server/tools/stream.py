@@ -74,8 +74,29 @@ class StreamParser(ABC):
 
     def _read_bare(self) -> Reading[None]:
         """Read a call without markers, at the answer's beginning."""
-        yield from self._call(known=self._names).read_object()
-        self._mark_end()
+        yield from self._read_objects(known=self._names)
+
+    def _read_objects(
+        self, *, known: Collection[str] | None = None, closings: tuple[str, ...] = ()
+    ) -> Reading[None]:
+        """Read a call's object, or a list of such."""
+        cursor = self._cursor
+        if (yield from cursor.take("[")) is None:
+            yield from self._call(known=known, closings=closings).read_object()
+            self._mark_end()
+            return
+        while True:
+            yield from cursor.skip_space()
+            yield from self._call(known=known, closings=closings).read_object()
+            self._mark_end()
+            separator = yield from cursor.skip_space()
+            if separator not in ("]", ","):
+                cursor.position = self._mark
+                return
+            cursor.position += 1
+            if separator == "]":
+                self._mark_end()
+                return
 
     def _call(self, *, known: Collection[str] | None = None, closings: tuple[str, ...] = ()) -> CallReader:
         """A reader for the next call. Should it fail, the text is content from the last mark on."""
