@@ -44,6 +44,8 @@ class StubServer:
         """An error in the middle of the stream, after all of the script."""
         self.bodies: list[dict[str, Any]] = []
         """The chats that were asked for."""
+        self.origins: list[str | None] = []
+        """The Origin headers that they came with."""
         self.ended_early = threading.Event()
         """A client left in the middle of its answer."""
         self._socket = socket.socket()
@@ -88,6 +90,7 @@ class StubServer:
         @app.post("/v1/chat/completions")
         async def chat(request: Request) -> Response:
             self.bodies.append(await request.json())
+            self.origins.append(request.headers.get("origin"))
             if self.refusal is not None:
                 status, body, headers = self.refusal
                 return JSONResponse(body, status, headers)

@@ -133,8 +133,9 @@ function readList(lines, at, depth) {
 
 // A paragraph that is all there is, or that comes before a list inside, needs no space around it.
 function itemChildren(lines, depth) {
-  const built = children(lines, depth);
-  return built.flatMap((node, index) => (index === 0 && node.tagName === "P" ? [...node.childNodes] : [node]));
+  const [first, ...rest] = children(lines, depth);
+  if (!first) return [];
+  return first.tagName === "P" ? [...first.childNodes, ...rest] : [first, ...rest];
 }
 
 const startsBlock = (line) => FENCE.test(line) || HEADING.test(line) || RULE.test(line) || QUOTE.test(line);

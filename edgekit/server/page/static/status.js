@@ -170,7 +170,9 @@ export class Status {
   #showCache(page) {
     const [used, all] = [page.value("edgekit_kv_cells_used"), page.value("edgekit_kv_cells")];
     setText(byId("kv"), all ? `${number(used)} of ${number(all)} tokens` : "–");
-    byId("kv-meter").value = all ? used / all : 0;
+    const percent = all ? Math.round((used / all) * 100) : 0;
+    byId("kv-meter").setAttribute("aria-valuenow", percent);
+    byId("kv-meter").firstElementChild.style.width = `${percent}%`;
     const hits = page.value("edgekit_prefix_hits_total");
     const misses = page.value("edgekit_prefix_misses_total");
     setText(byId("prefix"), hits + misses ? `${number(hits)} of ${number(hits + misses)}` : "–");

@@ -124,7 +124,7 @@ export class Answer {
     this.#root.dispatchEvent(new CustomEvent("grown", { bubbles: true }));
   }
 
-  // The server sends text fifty times a second at most, so a chunk may be several tokens, and is one at least.
+  // The server sends text fifty times a second at most, so a chunk is one token or several.
   #tokens() {
     const characters = this.content.length + this.reasoning.length;
     return Math.max(this.#chunks, Math.round(characters / charactersPerToken));
