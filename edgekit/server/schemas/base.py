@@ -15,7 +15,7 @@ _MAX_STOPS = 16
 _MAX_STOP_CHARACTERS = 1024
 _MAX_BIASES = 300
 """OpenAI's limit; each costs time at every token."""
-_MAX_TIMEOUT_S = 3600.0
+_MIN_TIMEOUT_S, _MAX_TIMEOUT_S = 0.001, 3600.0
 
 
 def _refuse(value: Any) -> None:
@@ -69,7 +69,7 @@ class GenerationBody(Body):
     repeat_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
     logit_bias: Annotated[dict[TokenText, Bias], Field(max_length=_MAX_BIASES)] | None = None
 
-    timeout: Annotated[float, Field(gt=0, le=_MAX_TIMEOUT_S)] | None = Field(
+    timeout: Annotated[float, Field(ge=_MIN_TIMEOUT_S, le=_MAX_TIMEOUT_S)] | None = Field(
         None,
         description="Seconds from the request's arrival after which it fails with 504, as LiteLLM's proxy "
         "names it. Not OpenAI's.",

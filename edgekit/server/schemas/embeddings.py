@@ -32,7 +32,7 @@ class EmbeddingRequest(Body):
         None, description="Refused unless it is what the model has."
     )
     user: Annotated[str, Field(max_length=256)] | None = None
-    timeout: Annotated[float, Field(gt=0, le=3600)] | None = Field(
+    timeout: Annotated[float, Field(ge=0.001, le=3600)] | None = Field(
         None, description="Seconds after which the request fails with 504. Not OpenAI's."
     )
 
