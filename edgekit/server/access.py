@@ -14,13 +14,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edgekit.errors import UsageError
 from edgekit.server.errors import ApiError, JsonAnswer
+from edgekit.server.page import PAGE_PATHS
 
 __all__ = ["ApiKeys", "KeyCheck", "is_loopback"]
 
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S: Final = 1.0
-_OPEN_PATHS = frozenset({"/health"})
+_OPEN_PATHS = frozenset({"/health"}) | PAGE_PATHS
 """What load balancers ask; it tells nothing but whether the model answers."""
 
 

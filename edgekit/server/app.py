@@ -21,6 +21,7 @@ from edgekit.server.limits import BodyLimit
 from edgekit.server.llama_routes import add_llama_routes
 from edgekit.server.metrics import CONTENT_TYPE, Metrics
 from edgekit.server.model import ModelSlot
+from edgekit.server.page import add_page
 from edgekit.server.schemas.answers import (
     ChatCompletion,
     Embeddings,
@@ -94,6 +95,7 @@ def create_app(
     _add_models(app, slot)
     _add_generation(app, slot)
     add_llama_routes(app, slot)
+    add_page(app)
     return app
 
 
