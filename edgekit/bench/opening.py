@@ -1,0 +1,29 @@
+"""Loads a bundle's model for a measurement: a runner, and nothing around it."""
+
+from __future__ import annotations
+
+from edgekit.bundle.bundle import Bundle
+from edgekit.engine.llama import LlamaRunner
+from edgekit.engine.runner import Runner
+from edgekit.errors import BundleError
+from edgekit.gguf_header import read_gguf_header, validate_model
+from edgekit.profiles import ServeSettings
+
+__all__ = ["open_runner"]
+
+
+def open_runner(bundle: Bundle, settings: ServeSettings) -> Runner:
+    """Load a verified bundle's model.
+
+    Raises:
+        BundleError: it is for a runtime that no runner is here for.
+        ModelFileError, EngineError, MissingExtraError: see `LlamaRunner`.
+    """
+    runtime = bundle.manifest.runtime
+    if runtime != "llama.cpp":
+        raise BundleError(
+            f"{bundle.path}: made for the runtime {runtime}; llama.cpp bundles can be measured",
+            hint="put a load on its server: edgekit bench URL",
+        )
+    validate_model(read_gguf_header(bundle.entry_path))
+    return LlamaRunner(bundle.entry_path, settings)
