@@ -75,6 +75,7 @@ def measure_bandwidth(size_bytes: int, threads: int, *, root: Path = Path("/")) 
 
 
 def _best_pass_s(address: int, half: int, threads: int) -> float:
+    """Seconds from the first thread's begin to the last one's end, of the fastest pass."""
     compare = ctypes.CDLL(None).memcmp
     compare.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
     compare.restype = ctypes.c_int
@@ -104,4 +105,18 @@ def _best_pass_s(address: int, half: int, threads: int) -> float:
     for worker in workers:
         worker.join()
     passes = zip(*spans, strict=True)
-    return min(max(end for _, end in one) - min(begin for begin, _ in one) for one in passes)
+    seconds: list[float] = []
+    for one in passes:
+        seconds.append(max(end for _, end in one) - min(begin for begin, _ in one))
+    return min(seconds)
+
+
+def last_level_cache_bytes(root: Path = Path("/")) -> int | None:
+    """Size of the largest cache of CPU 0. None: the kernel does not say, as on most ARM boards."""
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    sizes = []
+    for path in root.glob("sys/devices/system/cpu/cpu0/cache/index*/size"):
+        text = read_text(path) or ""
+        if text[-1:] in units and text[:-1].isdigit():
+            sizes.append(int(text[:-1]) * units[text[-1]])
+    return max(sizes, default=None)
