@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
 
 from edgekit.bundle.bundle import Bundle
-from edgekit.engine.base import Sampling
 from edgekit.engine.chat_template import ChatTemplate
 from edgekit.engine.llama import LlamaRunner
 from edgekit.engine.probe import probe_model
+from edgekit.engine.runner import Runner
 from edgekit.engine.scheduler import Scheduler
 from edgekit.errors import BundleError, EngineError
 from edgekit.gguf_header import read_gguf_header, validate_model
@@ -17,6 +22,8 @@ from edgekit.profiles import ServeSettings
 from edgekit.server.model import LoadedModel
 
 __all__ = ["load_bundle"]
+
+log = logging.getLogger(__name__)
 
 
 def load_bundle(
@@ -28,8 +35,8 @@ def load_bundle(
 ) -> LoadedModel:
     """Load a verified bundle's model.
 
-    The file's header is checked first, then the file is tried in a child process, then it is loaded here:
-    no file that is damaged or meant for another CPU can take the server down.
+    What can be read without running it is checked first, then the model is tried in a child process, then it
+    is loaded here: no file that is damaged or meant for another CPU can take the server down.
 
     Args:
         bundle: a verified bundle.
@@ -43,48 +50,72 @@ def load_bundle(
         ModelFileError, EngineError, MissingExtraError: see there.
     """
     manifest = bundle.manifest
-    if manifest.runtime != "llama.cpp":
+    open_model = _RUNTIMES.get(manifest.runtime)
+    if open_model is None:
         raise BundleError(
-            f"{bundle.path}: made for the runtime {manifest.runtime}; this server runs llama.cpp bundles",
+            f"{bundle.path}: made for the runtime {manifest.runtime}; this server runs bundles for "
+            f"{' and '.join(_RUNTIMES)}",
             hint="export the model with --format gguf",
         )
-    validate_model(read_gguf_header(bundle.entry_path))
-    probe_model(bundle.entry_path, settings, stop=stop)
-    runner = LlamaRunner(bundle.entry_path, settings)
-    source = runner.chat_template
-    template = ChatTemplate(source, bos_token=runner.bos_text, eos_token=runner.eos_text) if source else None
+    opened = open_model(bundle.entry_path, settings, stop)
+    text = opened.runner.text
+    try:
+        template = (
+            ChatTemplate(text.chat_template, bos_token=text.bos, eos_token=text.eos)
+            if text.chat_template
+            else None
+        )
+    except BaseException:
+        opened.runner.close()
+        raise
     return LoadedModel(
         name=manifest.name,
         engine=Scheduler(
-            runner,
-            context_tokens=settings.context_tokens,
+            opened.runner,
+            context_tokens=opened.context_tokens,
             prefill_tokens=settings.ubatch_tokens,
             on_failure=on_engine_failure,
         ),
         facts=manifest.model,
         template=template,
-        bos_text=runner.bos_text,
-        sampling=_default_sampling(runner),
+        bos_text=text.bos,
+        sampling=text.sampling,
+        slots=opened.runner.streams,
+        normalize_nfc=opened.normalize_nfc,
     )
 
 
-def _default_sampling(runner: LlamaRunner) -> Sampling:
-    """What applies where a request says nothing: the model's own settings, else DeepSeek's advice for R1.
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A loaded model, and what a server has to know of its runtime."""
 
-    The R1 model card asks for a temperature of 0.5 to 0.7 (0.6) and top_p 0.95, against endless repetition;
-    top_k 40 is llama.cpp's default and keeps the draw cheap. A model's own are in `general.sampling.*`.
-    """
+    runner: Runner
+    context_tokens: int
+    normalize_nfc: bool | None
+    """See `LoadedModel`."""
 
-    def number(key: str, otherwise: float) -> float:
-        text = runner.metadata(f"general.sampling.{key}")
-        try:
-            return otherwise if text is None else float(text)
-        except ValueError:
-            return otherwise
 
-    return Sampling(
-        temperature=number("temp", 0.6),
-        top_p=number("top_p", 0.95),
-        top_k=int(number("top_k", 40)),
-        min_p=number("min_p", 0.0),
-    )
+def _open_gguf(path: Path, settings: ServeSettings, stop: threading.Event | None) -> _Opened:
+    validate_model(read_gguf_header(path))
+    probe_model(path, settings, stop=stop)
+    return _Opened(LlamaRunner(path, settings), settings.context_tokens, None)
+
+
+def _open_onnx(path: Path, settings: ServeSettings, stop: threading.Event | None) -> _Opened:
+    # Needs packages that a device which serves GGUF has no use for.
+    from edgekit.engine.onnx.probe import probe_graph
+    from edgekit.engine.onnx.runner import OnnxRunner
+
+    probe_graph(path, threads=settings.threads, stop=stop)
+    runner = OnnxRunner(path, settings)
+    if runner.context_tokens < settings.context_tokens:
+        log.warning(
+            "the graph knows %d positions: the context is that long, and not %d tokens",
+            runner.context_tokens,
+            settings.context_tokens,
+        )
+    # tokenizer.json says itself how text is normalized.
+    return _Opened(runner, runner.context_tokens, False)
+
+
+_RUNTIMES: Final = MappingProxyType({"llama.cpp": _open_gguf, "onnxruntime": _open_onnx})

@@ -22,6 +22,8 @@ __all__ = ["InPlaceDecoder"]
 
 _BINDINGS: Final = 64
 """Binding all layers anew takes half a millisecond; to keep it takes tens of kilobytes."""
+_QUERY_BLOCK: Final = 16
+"""Attention goes through a prompt in blocks of a multiple of so many tokens: one more would be left alone."""
 
 
 class InPlaceDecoder:
@@ -38,7 +40,7 @@ class InPlaceDecoder:
         self, graph: DecoderGraph, *, sequences: int, streams: int, context_tokens: int, chunk_tokens: int
     ) -> None:
         self._graph = graph
-        self._chunk_tokens = chunk_tokens
+        self._chunk_tokens = max(4, chunk_tokens // 2 * 2)
         self._memory = CacheMemory(
             graph.caches,
             rows=sequences + 1,
@@ -48,7 +50,10 @@ class InPlaceDecoder:
             element=graph.element,
         )
         self._rows = Rows(sequences, self._move)
-        self._lengths = dict.fromkeys(range(sequences), 0)
+        self._tokens: dict[int, list[int]] = {sequence: [] for sequence in range(sequences)}
+        """What the rows hold."""
+        self._sampled: set[int] = set()
+        """Sequences whose next token was drawn from the last logits they had."""
         self._logits = np.zeros((streams + 1, 1, graph.vocabulary), graph.element)
         """The last row is for what nobody reads."""
         self._positions = np.arange(self._memory.tokens)
@@ -62,20 +67,22 @@ class InPlaceDecoder:
         Raises:
             EngineError: onnxruntime failed.
         """
+        batch = [piece for piece in slices if self._is_decode(piece)]
+        prompts = [piece for piece in slices if not self._is_decode(piece)]
         rows: dict[int, int] = {}
-        single = {piece.sequence: piece for piece in slices if len(piece.tokens) == 1}
-        if single:
-            first = self._rows.line_up(single, self._lengths)
-            batch = sorted(single.values(), key=lambda piece: self._rows[piece.sequence])
+        if batch:
+            first = self._rows.line_up([piece.sequence for piece in batch], self._length)
+            batch.sort(key=lambda piece: self._rows[piece.sequence])
             self._decode(batch, first)
             rows = {piece.sequence: row for row, piece in enumerate(batch)}
-        used = len(single)
+        used = len(batch)
+        for piece in prompts:
+            wanted = piece.sample or piece.embed
+            rows[piece.sequence] = used if wanted else len(self._logits) - 1
+            self._prefill(piece, rows[piece.sequence])
+            used += wanted
         for piece in slices:
-            if len(piece.tokens) > 1:
-                wanted = piece.sample or piece.embed
-                rows[piece.sequence] = used if wanted else len(self._logits) - 1
-                self._prefill(piece, rows[piece.sequence])
-                used += wanted
+            self._note(piece)
         return [rows[piece.sequence] for piece in slices if piece.sample or piece.embed]
 
     def logits(self, row: int) -> NDArray[np.float32]:
@@ -86,14 +93,15 @@ class InPlaceDecoder:
     def share(self, source: int, target: int, end: int) -> None:
         """Copy the first `end` tokens of a sequence to one that holds nothing."""
         self._memory.copy(self._rows[source], self._rows[target], end)
-        self._lengths[target] = end
+        self._tokens[target] = self._tokens[source][:end]
 
     def forget(self, sequence: int, start: int) -> None:
         """Drop a sequence's tokens from position `start` on."""
-        end = self._lengths[sequence]
+        end = self._length(sequence)
         if end > start:
             self._memory.release(self._rows[sequence], start, end)
-            self._lengths[sequence] = start
+            del self._tokens[sequence][start:]
+        self._sampled.discard(sequence)
         if start == 0:
             self._rows.release(sequence)
 
@@ -102,6 +110,20 @@ class InPlaceDecoder:
         self._bindings.clear()
         del self._memory, self._graph
 
+    def _is_decode(self, piece: Slice) -> bool:
+        """Whether a slice is a generated token, or the only one of a prompt."""
+        return len(piece.tokens) == 1 and (piece.start == 0 or piece.sequence in self._sampled)
+
+    def _length(self, sequence: int) -> int:
+        return len(self._tokens[sequence])
+
+    def _note(self, piece: Slice) -> None:
+        self._tokens[piece.sequence][piece.start :] = piece.tokens
+        if piece.sample:
+            self._sampled.add(piece.sequence)
+        else:
+            self._sampled.discard(piece.sequence)
+
     def _decode(self, batch: Sequence[Slice], first: int) -> None:
         """One token of each of some sequences, whose rows are `first` and those after it."""
         ids = np.array([piece.tokens for piece in batch], np.int64)
@@ -109,16 +131,18 @@ class InPlaceDecoder:
         # Row by row, as many ones as there are tokens.
         mask = (self._positions[: totals.max()] < totals).astype(np.int64)
         self._compute(first, ids, mask, 0)
-        for piece in batch:
-            self._lengths[piece.sequence] = piece.start + 1
 
     def _prefill(self, piece: Slice, logits_row: int) -> None:
-        row, tokens = self._rows[piece.sequence], np.array([piece.tokens], np.int64)
-        for at in range(0, tokens.shape[1], self._chunk_tokens):
-            chunk = np.ascontiguousarray(tokens[:, at : at + self._chunk_tokens])
-            total = piece.start + at + chunk.shape[1]
-            self._compute(row, chunk, self._ones[:, :total], logits_row)
-            self._lengths[piece.sequence] = total
+        start, tokens = piece.start, piece.tokens
+        if len(tokens) == 1:
+            start -= 1
+            tokens = [self._tokens[piece.sequence][start], *tokens]
+        row = self._rows[piece.sequence]
+        ids, done = np.array([tokens], np.int64), 0
+        for count in _chunks(len(tokens), self._chunk_tokens):
+            chunk = np.ascontiguousarray(ids[:, done : done + count])
+            done += count
+            self._compute(row, chunk, self._ones[:, : start + done], logits_row)
 
     def _compute(self, row: int, ids: NDArray[np.int64], mask: NDArray[np.int64], logits_row: int) -> None:
         count = len(ids)
@@ -146,3 +170,20 @@ class InPlaceDecoder:
     def _move(self, source: int, target: int, tokens: int) -> None:
         self._memory.copy(source, target, tokens)
         self._memory.release(source, 0, tokens)
+
+
+def _chunks(tokens: int, most: int) -> list[int]:
+    """How many tokens of a prompt to compute at once, one time after another: never one alone.
+
+    Args:
+        tokens: 2 or more.
+        most: of one time; an even number from 4 on.
+    """
+    chunks = []
+    while tokens:
+        count = min(tokens, most)
+        if tokens - count == 1 or count % _QUERY_BLOCK == 1:
+            count -= 2
+        chunks.append(count)
+        tokens -= count
+    return chunks

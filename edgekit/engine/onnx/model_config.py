@@ -27,10 +27,8 @@ class ModelConfig:
     """What a bundle says about its graph. Unknown is None."""
 
     text: ModelText
-    end_tokens: frozenset[int]
-    """Tokens that end a turn."""
-    end_texts: frozenset[str]
-    """Texts of more such tokens."""
+    end_tokens: tuple[int, ...]
+    """Tokens that end a turn; the text of one more is `text.eos`."""
     context_tokens: int | None
     """Positions that the graph knows."""
     in_place: bool
@@ -53,8 +51,7 @@ def read_model_config(directory: Path) -> ModelConfig:
     lengths = (model.get("context_length"), config.get("max_position_embeddings"), config.get("n_positions"))
     return ModelConfig(
         text=ModelText(_template(directory, tokenizer), bos, eos, _sampling(generation, search)),
-        end_tokens=frozenset(token for part in ends for token in _ids(part.get("eos_token_id"))),
-        end_texts=frozenset({eos} - {""}),
+        end_tokens=tuple(token for part in ends for token in _ids(part.get("eos_token_id"))),
         context_tokens=next((length for length in lengths if type(length) is int and length > 0), None),
         in_place=search.get("past_present_share_buffer") is True,
     )
@@ -84,7 +81,9 @@ def _sampling(generation: Mapping[str, Any], search: Mapping[str, Any]) -> Sampl
 
     def number(key: str, otherwise: float) -> float:
         value = said.get(key)
-        return value if type(value) in (int, float) and value >= 0 else otherwise
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0:
+            return otherwise
+        return value
 
     return Sampling(
         temperature=number("temperature", _R1.temperature),

@@ -6,7 +6,7 @@ leave gaps, the cheapest ones move.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 __all__ = ["Rows"]
 
@@ -42,11 +42,11 @@ class Rows:
             self._holders[row] = None
         return row
 
-    def line_up(self, sequences: Collection[int], lengths: Mapping[int, int]) -> int:
+    def line_up(self, sequences: Collection[int], length: Callable[[int], int]) -> int:
         """Bring sequences into consecutive rows, in whatever order; returns the first row.
 
         Args:
-            lengths: tokens that each sequence holds, which is what moving it costs.
+            length: tokens that each sequence holds, which is what moving it costs.
         """
         rows = [self[sequence] for sequence in sequences]
         first, count = min(rows), len(rows)
@@ -54,25 +54,25 @@ class Rows:
             wanted = frozenset(sequences)
             first = min(
                 range(len(self._holders) - count + 1),
-                key=lambda start: self._cost(start, start + count, wanted, lengths),
+                key=lambda start: self._cost(start, start + count, wanted, length),
             )
-            self._gather(range(first, first + count), wanted, lengths)
+            self._gather(range(first, first + count), wanted, length)
         self._batch = (first, first + count)
         return first
 
     def _cost(
-        self, start: int, end: int, wanted: Collection[int], lengths: Mapping[int, int]
+        self, start: int, end: int, wanted: Collection[int], length: Callable[[int], int]
     ) -> tuple[int, int]:
         """Tokens to move for a batch in these rows; of equals, the nearest to the last batch."""
-        outside = sum(lengths[sequence] for sequence in wanted if not start <= self._rows[sequence] < end)
+        outside = sum(length(sequence) for sequence in wanted if not start <= self._rows[sequence] < end)
         in_the_way = sum(
-            lengths[holder]
+            length(holder)
             for holder in self._holders[start:end]
             if holder is not None and holder not in wanted
         )
         return outside + in_the_way, abs(start - self._batch[0])
 
-    def _gather(self, window: range, wanted: Collection[int], lengths: Mapping[int, int]) -> None:
+    def _gather(self, window: range, wanted: Collection[int], length: Callable[[int], int]) -> None:
         late = [sequence for sequence in wanted if self._rows[sequence] not in window]
         places = [row for row in window if self._holders[row] not in wanted]
         # Free ones first: whoever moves in leaves a free row elsewhere.
@@ -80,12 +80,12 @@ class Rows:
         for sequence, place in zip(late, places, strict=True):
             holder = self._holders[place]
             if holder is not None:
-                self._shift(holder, next(row for row in self._free() if row not in window), lengths)
-            self._shift(sequence, place, lengths)
+                self._shift(holder, next(row for row in self._free() if row not in window), length)
+            self._shift(sequence, place, length)
 
-    def _shift(self, sequence: int, target: int, lengths: Mapping[int, int]) -> None:
+    def _shift(self, sequence: int, target: int, length: Callable[[int], int]) -> None:
         source = self._rows[sequence]
-        self._move(source, target, lengths[sequence])
+        self._move(source, target, length(sequence))
         self._holders[source] = None
         self._put(sequence, target)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.engine.base import Constraint, Sampling
+from edgekit.engine.constraint import ConstraintCompiler
 from edgekit.engine.llama_library import default_threads
 from edgekit.engine.onnx.growing import GrowingDecoder
 from edgekit.engine.onnx.in_place import InPlaceDecoder
@@ -67,9 +67,19 @@ class OnnxRunner:
             if self._config.in_place
             else GrowingDecoder(graph, chunk_tokens=chunk_tokens)
         )
-        ends = {self._tokenizer.id_of(text) for text in self._config.end_texts}
-        self._ends = self._config.end_tokens.union(token for token in ends if token is not None)
+        eos = self._tokenizer.id_of(self._config.text.eos)
+        ends = (*self._config.end_tokens, *(() if eos is None else (eos,)))
+        self._ends = frozenset(token for token in ends if 0 <= token < graph.vocabulary)
         self._pieces: dict[int, bytes] = {}
+        self._constraints = ConstraintCompiler(
+            self._vocabulary,
+            piece=self.piece,
+            special=self._tokenizer.special,
+            ends=sorted(self._ends),
+            tokenize=lambda text: self.tokenize(
+                text.decode(errors="replace"), add_special=False, parse_special=False
+            ),
+        )
         try:
             self._warm_up()
         except EngineError as error:
@@ -132,13 +142,7 @@ class OnnxRunner:
         return OnnxSampler(self._logits, self.piece, self._vocabulary, sampling, prompt)
 
     def open_matcher(self, constraint: Constraint) -> Matcher:
-        return self._constraints.open(constraint)
-
-    @cached_property
-    def _constraints(self) -> Any:
-        from edgekit.engine.constraint import ConstraintCompiler
-
-        return ConstraintCompiler()
+        return self._constraints.compile(constraint)
 
     def run(self, slices: Sequence[Slice]) -> list[int]:
         rows = self._decoder.run(slices)

@@ -123,9 +123,7 @@ class OnnxSampler:
             tokens = np.fromiter(counts.keys(), np.intp, len(counts))
             times = np.fromiter(counts.values(), np.float32, len(counts))
             values = logits[tokens]
-            values = np.where(
-                values <= 0, values * sampling.repeat_penalty, values / sampling.repeat_penalty
-            )
+            values = np.where(values <= 0, values * sampling.repeat_penalty, values / sampling.repeat_penalty)
             logits[tokens] = values - times * sampling.frequency_penalty - sampling.presence_penalty
         return logits
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -14,7 +15,9 @@ from edgekit.errors import EngineError, ModelFileError
 
 __all__ = ["DecoderGraph", "open_graph", "run_bound"]
 
-_ELEMENTS: Final = MappingProxyType({"tensor(float)": np.float32, "tensor(float16)": np.float16})
+_ELEMENTS: Final[Mapping[str, type[np.floating[Any]]]] = MappingProxyType(
+    {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+)
 _PAST: Final = "past_key_values."
 _OTHER_INPUTS: Final = frozenset({"input_ids", "attention_mask", "position_ids"})
 _SPIN_US: Final = 50

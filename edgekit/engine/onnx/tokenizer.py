@@ -66,6 +66,13 @@ class BundleTokenizer:
             return bytes([int(byte[1], 16)])
         return text.replace(_SPACE, " ").encode()
 
+    def special(self, token: int) -> str:
+        """The text of a token that is more than text, for the model or for us; empty for all others."""
+        added = self._added.get(token)
+        if added is None or not (_is_control(added) or added.content in SPOKEN_TOKENS):
+            return ""
+        return str(added.content)
+
     def id_of(self, text: str) -> int | None:
         """The token of exactly this text."""
         token: int | None = self._tokenizer.token_to_id(text)
