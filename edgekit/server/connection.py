@@ -95,10 +95,11 @@ class _LimitedConnection(HttpToolsProtocol):
             # Line breaks before a request, or the rest of a body that nobody wants: no request has begun, and
             # uvicorn has just been kept from closing the idle connection.
             self._expect_head()
-        if self._in_head:
-            self._head_bytes += len(data)
         super().data_received(data)
-        if self._in_head and self._head_bytes > self.limits.max_head_bytes:
+        if not self._in_head:
+            return
+        self._head_bytes += len(data)
+        if self._head_bytes > self.limits.max_head_bytes:
             self._refuse(431, f"the headers are longer than {self.limits.max_head_bytes} bytes")
 
     def on_message_begin(self) -> None:

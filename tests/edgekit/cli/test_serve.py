@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
-import signal
 import socket
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import httpx
-import paho.mqtt.client as mqtt
 import psutil
 import pytest
+from serving import SETTINGS, Serve, messages_of, wait_until
 
-from edgekit.bundle.bundle import seal
-from edgekit.bundle.keys import SecretKey, generate_key_pair
-from edgekit.bundle.manifest import ManifestFields, PlanRecord, ProfileRef, SourceRecord
+from edgekit.bundle.keys import generate_key_pair
 from edgekit.cli.serve import adapt_settings
 from edgekit.errors import UsageError
-from edgekit.gguf_header import model_facts, read_gguf_header
 from edgekit.profiles import ServeSettings
 
-MAIN = "from edgekit.cli.main import main; main()"
 BROKEN_ENGINE = """
 from edgekit.engine.llama import LlamaRunner
 working, calls = LlamaRunner.open_sampler, []
@@ -45,118 +33,9 @@ import edgekit.server.reporting
 def open_sensors(): raise OSError("no such sensor")
 edgekit.server.reporting.open_sensors = open_sensors
 """
-SETTINGS = ServeSettings(threads=None, context_tokens=512, slots=2, kv_cells=600, batch_tokens=128)
-LONG = {
-    "messages": [{"role": "user", "content": "Count."}],
-    "stream": True,
-    "max_tokens": 400,
-    "logit_bias": {"2": -100},
-}
-
 no_key_installed = pytest.mark.skipif(
     Path("/etc/edgekit/edgekit.pub").exists(), reason="this machine trusts a key of its own"
 )
-
-
-def wait_until(condition: Callable[[], Any], timeout_s: float = 60.0) -> Any:
-    end_s = time.monotonic() + timeout_s
-    while not (value := condition()):
-        assert time.monotonic() < end_s, "the condition did not come true in time"
-        time.sleep(0.02)
-    return value
-
-
-class Serving:
-    """A running `edgekit serve`. `fault` is code that breaks something in it first."""
-
-    def __init__(self, log: Path, *arguments: str | Path, fault: str = "", **environ: str) -> None:
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("EDGEKIT_")}
-        self._log = log
-        with log.open("wb") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", fault + MAIN, "serve", *(str(argument) for argument in arguments)],
-                env={**inherited, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environ},
-                cwd=log.parent,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
-
-    @property
-    def log(self) -> str:
-        return self._log.read_text(errors="replace")
-
-    def wait_for(self, pattern: str) -> re.Match[str]:
-        def found() -> re.Match[str] | None:
-            match = re.search(pattern, self.log)
-            assert match or self.process.poll() is None, self.log
-            return match
-
-        match = wait_until(found)
-        assert isinstance(match, re.Match)
-        return match
-
-    @property
-    def url(self) -> str:
-        return self.wait_for(r"listening on (http://\S+)")[1]
-
-    def exit_code(self, timeout_s: float = 60.0) -> int:
-        return self.process.wait(timeout_s)
-
-    def terminate(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-
-
-Serve = Callable[..., Serving]
-
-
-@pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Serve]:
-    started: list[Serving] = []
-
-    def start(*arguments: str | Path, **environ: str) -> Serving:
-        started.append(Serving(tmp_path / f"serve-{len(started)}.log", *arguments, **environ))
-        return started[-1]
-
-    yield start
-    for serving in started:
-        if serving.process.poll() is None:
-            serving.process.kill()
-            serving.process.wait()
-
-
-@pytest.fixture(scope="session")
-def secret_key() -> SecretKey:
-    return generate_key_pair()[0]
-
-
-@pytest.fixture(scope="session")
-def public_key(secret_key: SecretKey) -> str:
-    return secret_key.public_key().to_base64()
-
-
-@pytest.fixture(scope="session")
-def bundle(student: Path, secret_key: SecretKey, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("serve") / "bundle"
-    directory.mkdir()
-    shutil.copyfile(student, directory / "model.gguf")
-    facts = model_facts(read_gguf_header(student), name="student")
-    fields = ManifestFields(
-        name="student",
-        release=7,
-        created_utc="2026-03-31T08:05:00Z",
-        runtime="llama.cpp",
-        format="gguf",
-        entry="model.gguf",
-        model=facts,
-        profile=ProfileRef(name="host", sha256="ab" * 32),
-        plan=PlanRecord(quantization="Q4_1", conversion="copied", serve=SETTINGS, forecast=None),
-        source=SourceRecord(
-            name="student.gguf", kind="gguf", sha256=None, revision=None, license=None, base_model=None
-        ),
-        tools={},
-    )
-    seal(directory, fields, secret_key)
-    return directory
 
 
 def test_serve__port_that_is_taken(serve: Serve, bundle: Path) -> None:
@@ -240,24 +119,6 @@ def test_serve__sigterm_while_loading_leaves_no_child(serve: Serve, bundle: Path
     assert "ready:" not in serving.log
 
 
-def test_serve__sigterm_during_a_stream(serve: Serve, bundle: Path) -> None:
-    serving = serve(bundle, "--integrity-only", "--port", "0")
-    serving.wait_for("ready: student")
-    begun = None
-    # On a busy machine the answer takes longer than the server waits at its end, and is cut.
-    with (
-        suppress(httpx.RemoteProtocolError),
-        httpx.stream("POST", f"{serving.url}/v1/chat/completions", json=LONG, timeout=30) as response,
-    ):
-        for line in response.iter_lines():
-            if begun is None and '"content":' in line:
-                serving.terminate()
-                begun = time.monotonic()
-    assert begun is not None
-    assert serving.exit_code() == 0
-    assert time.monotonic() - begun < 20
-
-
 def test_serve__reports_from_start_to_end(
     serve: Serve, bundle: Path, public_key: str, mosquitto_port: int
 ) -> None:
@@ -315,50 +176,6 @@ def test_serve__goes_on_without_telemetry_that_cannot_start(serve: Serve, bundle
     assert httpx.get(f"{serving.url}/health").status_code == 200
     serving.terminate()
     assert serving.exit_code() == 0
-
-
-@contextmanager
-def messages_of(port: int) -> Iterator[list[tuple[str, dict[str, Any]]]]:
-    """All messages that come in, as kind and content."""
-    received: list[tuple[str, dict[str, Any]]] = []
-    subscribed = threading.Event()
-    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
-    client.on_connect = lambda *_: client.subscribe("#", qos=1)
-    client.on_subscribe = lambda *_: subscribed.set()
-    client.on_message = lambda _client, _data, message: received.append(
-        (message.topic.rsplit("/", 1)[1], json.loads(message.payload))
-    )
-    client.connect("127.0.0.1", port)
-    client.loop_start()
-    try:
-        assert subscribed.wait(10)
-        yield received
-    finally:
-        client.loop_stop()
-        client.disconnect()
-
-
-@pytest.fixture
-def mosquitto_port(tmp_path: Path) -> Iterator[int]:
-    program = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
-    assert program, "this test needs mosquitto: apt-get install mosquitto"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    config = tmp_path / "mosquitto.conf"
-    config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\n")
-    broker = subprocess.Popen([program, "-c", config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-
-        def accepts() -> bool:
-            with socket.socket() as probe:
-                return probe.connect_ex(("127.0.0.1", port)) == 0
-
-        wait_until(accepts, 10)
-        yield port
-    finally:
-        broker.terminate()
-        broker.wait(10)
 
 
 def adapted(**given: int) -> ServeSettings:

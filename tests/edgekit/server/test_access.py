@@ -111,3 +111,55 @@ def test_key_file__readable_by_others_is_warned_of(
 )
 def test_is_loopback(host: str, loopback: bool) -> None:
     assert is_loopback(host) is loopback
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_key_file__new_keys_take_the_old_ones_place(tmp_path: Path) -> None:
+    file, clock = tmp_path / "keys", Clock()
+    file.write_text("old-1\nold-2\n")
+    keys = ApiKeys.from_file(file, clock=clock)
+    (tmp_path / "new").write_text("new-key\nold-2\n")
+    (tmp_path / "new").rename(file)
+    assert keys.open_to(b"Bearer old-1"), "the file is looked at once a second"
+    clock.now_s += 1
+    assert not keys.open_to(b"Bearer old-1")
+    assert keys.open_to(b"Bearer old-2")
+    assert keys.open_to(b"Bearer new-key")
+
+
+@pytest.mark.parametrize("content", [b"", b"# all gone\n", b"\xff\xfe", None])
+def test_key_file__bad_news_leave_the_old_keys(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes | None
+) -> None:
+    file, clock = tmp_path / "keys", Clock()
+    file.write_text("old\n")
+    keys = ApiKeys.from_file(file, clock=clock)
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(content)
+    for _ in range(3):
+        clock.now_s += 1
+        assert keys.open_to(b"Bearer old")
+    # Said once, not at every look.
+    assert caplog.text.count("the keys stay as they were") == 1
+    file.write_text("new\n")
+    clock.now_s += 1
+    assert keys.open_to(b"Bearer new")
+
+
+def test_key_file__reread_when_asked(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("old\n")
+    keys = ApiKeys.from_file(file, clock=Clock())
+    file.write_text("new\n")
+    keys.reload()
+    assert keys.open_to(b"Bearer new")
+    assert not keys.open_to(b"Bearer old")
