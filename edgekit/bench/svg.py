@@ -124,8 +124,8 @@ def bars(title: str, unit: str, values: Sequence[Bar], series: Sequence[str], *,
         x = left + index * step * scale
         axis.append(_line(x, top, x, bottom, "grid" if index else "axis"))
         axis.append(_text(x, bottom + 15, _number(index * step), "faint middle"))
-    axis.append(_text(width, bottom + 15, unit, "faint end"))
-    return Panel(width, bottom + 24, _text(0, 14, title, "panel") + "".join(axis + drawn))
+    axis.append(_text((left + width - right) / 2, bottom + 32, unit, "faint middle"))
+    return Panel(width, bottom + 40, _text(0, 14, title, "panel") + "".join(axis + drawn))
 
 
 def distributions(
