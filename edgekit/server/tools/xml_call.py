@@ -46,11 +46,11 @@ class XmlSyntax:
 
     def grammar(self, functions: Sequence[dict[str, Any]], *, several: bool) -> Constraint:
         """Makes an answer one call of one of these functions, or `several`."""
-        calls = [
-            f"{literal(f'<tool_call>{chr(10)}{FUNCTION}' + function['name'] + '>' + chr(10))} "
-            f"{_parameter_rules(function)} {literal(f'{_FUNCTION_END}{chr(10)}</tool_call>')}"
-            for function in functions
-        ]
+        calls = []
+        for function in functions:
+            head = f"<tool_call>\n{FUNCTION}{function['name']}>\n"
+            tail = f"{_FUNCTION_END}\n{_CALL_END}"
+            calls.append(f"{literal(head)} {_parameter_rules(function)} {literal(tail)}")
         text = r"text[lazy]: /(.|\n)*\n<\/parameter>\n/"
         return constraint(calls, between="\n" if several else None, rules=[text])
 
@@ -154,7 +154,8 @@ def _parameter_rules(function: dict[str, Any]) -> str:
     shared: dict[str, Any] = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
     rules = []
     for key, wanted in (schema.get("properties") or {}).items():
-        rule = f"{literal(f'{_PARAMETER}{key}>{chr(10)}')} {_value_rule(wanted, shared, function)}"
+        head = literal(f"{_PARAMETER}{key}>\n")
+        rule = f"{head} {_value_rule(wanted, shared, function)}"
         rules.append(rule if key in required else f"({rule})?")
     return " ".join(rules)
 
