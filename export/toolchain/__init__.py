@@ -2,8 +2,10 @@
 
 PyPI has llama-cpp-python as source only. Its wheel and llama.cpp's own tools come from that one pinned
 source and are compiled with the same flags, so that a benchmark against the tools compares like with like.
+The wheel alone has edgekit's attention kernel: the tools stay what others run.
 
     release.py   which release, and its source on disk
+    attention.py edgekit's own attention kernel, put into the source of the wheel
     flags.py     CPU features that truly execute -> CMake options
     wheel.py     the wheel: cached, built, proven, installed
     proof.py     runs a small model with a new wheel in a child process

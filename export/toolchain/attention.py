@@ -7,15 +7,21 @@ run. What the kernel does, and why, stands in `edgekit_attention.h`.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from edgekit.errors import ToolchainError
 
-__all__ = ["ATTENTION_FILES", "add_attention"]
+__all__ = ["ATTENTION_FILES", "add_attention", "wants_attention"]
 
 _HERE: Final = Path(__file__).resolve().parent
-ATTENTION_FILES: Final = ("edgekit_simd.h", "edgekit_attention.h", "edgekit_attention_ggml.h")
+ATTENTION_FILES: Final = (
+    "edgekit_simd.h",
+    "edgekit_attention_block.h",
+    "edgekit_attention.h",
+    "edgekit_attention_ggml.h",
+)
 _OPS: Final = "ggml/src/ggml-cpu/ops.cpp"
 _EDITS: Final = (
     (
@@ -29,6 +35,11 @@ _EDITS: Final = (
         "                }\n",
     ),
 )
+
+
+def wants_attention(arguments: Sequence[str]) -> bool:
+    """False where a profile's `build.cmake` has GGML_EDGEKIT_ATTENTION: false, to measure against."""
+    return "-DGGML_EDGEKIT_ATTENTION=OFF" not in arguments
 
 
 def add_attention(llama_cpp: Path) -> None:

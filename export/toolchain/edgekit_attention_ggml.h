@@ -1,15 +1,11 @@
 /* Gives ggml's GGML_OP_FLASH_ATTN_EXT to edgekit_attention.h. Included by ggml-cpu/ops.cpp; the call there and
- * this include are put in by attention.py when a wheel is built. -DEDGEKIT_ATTENTION=0 leaves ggml's own code.
+ * this include are put in by attention.py when a wheel is built.
  */
 #pragma once
 
-#ifndef EDGEKIT_ATTENTION
-#define EDGEKIT_ATTENTION 1
-#endif
-
 #include "edgekit_attention.h"
 
-#if EDGEKIT_ATTENTION && defined(EDGEKIT_SIMD)
+#if defined(EDGEKIT_SIMD)
 
 /* The operands as edgekit takes them. False: some shape or type that ggml's own code is for. */
 static bool edgekit_attention_operands(const ggml_tensor * dst, edgekit::Attention * a) {

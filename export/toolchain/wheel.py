@@ -19,6 +19,7 @@ from edgekit.errors import ToolchainError
 from export.cache import cache_directory, file_sha256, locked, publish_directory, scratch_directory
 from export.pip_tool import pip_command
 from export.progress import Progress, silent
+from export.toolchain.attention import ATTENTION_FILES, add_attention, wants_attention
 from export.toolchain.flags import FlagSet
 from export.toolchain.proof import Proof, prove_wheel, require_proof
 from export.toolchain.release import LLAMA_CPP_PYTHON, Release, fetch_source_archive, unpacked_source
@@ -31,6 +32,7 @@ Log = Callable[[str], None]
 _RECORD: Final = "record.json"
 _HERE: Final = Path(__file__).resolve().parent
 _RECIPE: Final = ("llama_cpp.cmake", "amx_tile_config.h")
+_WHEEL_RECIPE: Final = ("attention.py", *ATTENTION_FILES)
 # Headers and a second copy of each library are installed beside the package; the versioned names are copies
 # too, as a wheel has no links. What is left is what the loader asks for.
 _EXCLUDED: Final = "include/**;lib/**;llama_cpp/lib/*.so.*.*.*"
@@ -52,9 +54,16 @@ class BuiltWheel:
     """The whole of record.json."""
 
 
-def build_key(arguments: Sequence[str], release: Release = LLAMA_CPP_PYTHON) -> str:
-    """Name of a build in the cache: 16 hex digits of what decides its content, but for the compiler."""
-    recipe = [hashlib.sha256((_HERE / name).read_bytes()).hexdigest() for name in _RECIPE]
+def build_key(
+    arguments: Sequence[str], release: Release = LLAMA_CPP_PYTHON, *, changed_source: bool = False
+) -> str:
+    """Name of a build in the cache: 16 hex digits of what decides its content, but for the compiler.
+
+    Args:
+        changed_source: the source is changed as a wheel's is; unchanged as for the tools.
+    """
+    names = (*_RECIPE, *_WHEEL_RECIPE) if changed_source and wants_attention(arguments) else _RECIPE
+    recipe = [hashlib.sha256((_HERE / name).read_bytes()).hexdigest() for name in names]
     content = [release.sha256, _EXCLUDED, recipe, sorted(arguments), platform.machine(), *platform.libc_ver()]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
@@ -89,7 +98,7 @@ def build_wheel(
         ToolchainError: a tool is missing, the compiler failed, or no build passed its proof.
     """
     cache = cache_directory() if cache is None else cache
-    key = build_key(flag_sets[0].arguments, release)
+    key = build_key(flag_sets[0].arguments, release, changed_source=True)
     final = cache / "wheels" / key
     log(f"llama-cpp-python {release.version}, flags: {flag_sets[0].name}; {flag_sets[0].why}")
     with locked(
@@ -154,6 +163,8 @@ def _build(
 ) -> None:
     refused: list[dict[str, str]] = []
     with unpacked_source(archive) as source:
+        if wants_attention(flag_sets[0].arguments):
+            add_attention(source / "vendor" / "llama.cpp")
         # One build directory for all: when only CPU flags change, only ggml's CPU code is compiled again.
         for flags in flag_sets:
             began = time.monotonic()
@@ -179,7 +190,9 @@ def _build(
                 "built_utc": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
                 "duration_s": round(duration_s, 1),
                 "system_info": proof.system_info,
+                "attention": "edgekit" if wants_attention(flags.arguments) else "llama.cpp",
                 "least_cosine": round(proof.least_cosine, 6),
+                "batch_difference": proof.batch_difference,
                 "libraries": list(proof.libraries),
                 "wheel": wheel.name,
                 "sha256": file_sha256(wheel),

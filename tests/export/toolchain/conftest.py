@@ -28,8 +28,11 @@ def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
         sys.exit("llama.cpp:7:1: error: this does not compile")
     name = "llama_cpp_python-0.0.1-py3-none-any.whl"
     info = "llama_cpp_python-0.0.1.dist-info"
+    ops = pathlib.Path("vendor/llama.cpp/ggml/src/ggml-cpu/ops.cpp").read_text()
     content = {
-        "llama_cpp/how.json": json.dumps({"settings": config_settings, "cmake": os.environ["CMAKE_ARGS"]}),
+        "llama_cpp/how.json": json.dumps(
+            {"settings": config_settings, "cmake": os.environ["CMAKE_ARGS"], "ops": ops}
+        ),
         f"{info}/METADATA": "Metadata-Version: 2.1\\\\nName: llama_cpp_python\\\\nVersion: 0.0.1\\\\n",
         f"{info}/WHEEL": "Wheel-Version: 1.0\\\\nRoot-Is-Purelib: true\\\\nTag: py3-none-any\\\\n",
     }
@@ -52,6 +55,32 @@ version = "0.0.1"
 """
 
 
+# What ops.cpp of llama.cpp has around the places that are changed.
+_OPS = """
+static void ggml_compute_forward_flash_attn_ext_f16(
+        const ggml_compute_params * params,
+        ggml_tensor * dst) {
+}
+
+void ggml_compute_forward_flash_attn_ext(
+        const ggml_compute_params * params,
+        ggml_tensor * dst) {
+    switch (dst->op_params[3]) {
+        case GGML_PREC_DEFAULT:
+            {
+                ggml_compute_forward_flash_attn_ext_f16(params, dst);
+            } break;
+    }
+}
+"""
+
+
+@pytest.fixture
+def ops_text() -> str:
+    """As far as it matters, the source that edgekit's attention is put into."""
+    return _OPS
+
+
 @pytest.fixture
 def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """File that has one line, the CMake options, for each time that the stand-in was built."""
@@ -71,7 +100,12 @@ def release(cache: Path, calls: Path) -> Release:
     """The stand-in's release, fetched into the cache already."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        for name, text in (("backend.py", _BACKEND), ("pyproject.toml", _PYPROJECT)):
+        files = {
+            "backend.py": _BACKEND,
+            "pyproject.toml": _PYPROJECT,
+            "vendor/llama.cpp/ggml/src/ggml-cpu/ops.cpp": _OPS,
+        }
+        for name, text in files.items():
             data = text.encode()
             info = tarfile.TarInfo(f"llama_cpp_python-0.0.1/{name}")
             info.size = len(data)

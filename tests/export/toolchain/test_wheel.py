@@ -18,7 +18,9 @@ FLOOR = FlagSet("AVX2 floor", {"GGML_AVX512": False, "GGML_AMX_INT8": False}, "e
 
 
 def proof(_wheel: Path) -> Proof:
-    return Proof(system_info="CPU : AVX2 = 1", least_cosine=0.9999, libraries=("libc.so.6",))
+    return Proof(
+        system_info="CPU : AVX2 = 1", least_cosine=0.9999, batch_difference=0.0, libraries=("libc.so.6",)
+    )
 
 
 def crash_with_avx512(wheel: Path) -> Proof:
@@ -42,7 +44,7 @@ def test_build_wheel__gives_the_flags_to_cmake_and_records_them(cache: Path, rel
     cmake = how(wheel.path)["cmake"].split()
     assert {"-DGGML_AVX512=ON", "-DGGML_AMX_INT8=ON", "-DEDGEKIT_LIBRARIES_ONLY=ON"} <= set(cmake)
     assert any(option.startswith("-DCMAKE_PROJECT_llama.cpp_INCLUDE=/") for option in cmake)
-    assert wheel.path.parent == cache / "wheels" / build_key(PROBED.arguments, release)
+    assert wheel.path.parent == cache / "wheels" / build_key(PROBED.arguments, release, changed_source=True)
     assert wheel.record["arguments"] == ["-DGGML_AMX_INT8=ON", "-DGGML_AVX512=ON"]
     assert wheel.record["source_sha256"] == release.sha256
     assert (wheel.flag_set, wheel.system_info) == ("probed", "CPU : AVX2 = 1")
@@ -57,6 +59,23 @@ def test_build_wheel__second_time_comes_from_the_cache(cache: Path, release: Rel
 def test_build_wheel__other_flags_are_another_build(cache: Path, release: Release, calls: Path) -> None:
     assert built(cache, release, PROBED).path != built(cache, release, FLOOR).path
     assert len(calls.read_text().splitlines()) == 2
+
+
+def test_build_wheel__has_edgekits_attention_unless_the_flags_say_no(cache: Path, release: Release) -> None:
+    own = built(cache, release)
+    assert "if (!edgekit_flash_attn_ext(params, dst)) {" in how(own.path)["ops"]
+    assert own.record["attention"] == "edgekit"
+    without = FlagSet("probed", {**PROBED.cmake, "GGML_EDGEKIT_ATTENTION": False}, PROBED.why)
+    stock = built(cache, release, without)
+    assert "edgekit" not in how(stock.path)["ops"]
+    assert stock.record["attention"] == "llama.cpp"
+
+
+def test_build_key__the_kernel_names_the_wheel_and_not_the_tools(release: Release) -> None:
+    tools = build_key(PROBED.arguments, release)
+    assert build_key(PROBED.arguments, release, changed_source=True) != tools
+    off = ("-DGGML_EDGEKIT_ATTENTION=OFF",)
+    assert build_key(off, release, changed_source=True) == build_key(off, release)
 
 
 def test_build_wheel__a_damaged_wheel_is_built_again(cache: Path, release: Release, calls: Path) -> None:
@@ -115,7 +134,7 @@ def test_build_wheel__two_at_once_build_once(cache: Path, release: Release, call
 
 
 def test_build_wheel__what_a_killed_build_left_is_removed(cache: Path, release: Release) -> None:
-    left = cache / "wheels" / f".{build_key(PROBED.arguments, release)}-killed"
+    left = cache / "wheels" / f".{build_key(PROBED.arguments, release, changed_source=True)}-killed"
     left.mkdir(parents=True)
     built(cache, release)
     assert not left.exists()
