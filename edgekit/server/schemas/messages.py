@@ -48,6 +48,8 @@ class CalledFunction(Body):
 
     name: Annotated[str, Field(max_length=256)]
     arguments: str
+    parsed_arguments: Ignored = None
+    """Left there by the openai package's `parse()` and `stream()`, like `parsed` of a message."""
 
 
 class ToolCall(Body):
@@ -106,6 +108,7 @@ class AssistantMessage(_Message):
     refusal: str | None = None
     tool_calls: Annotated[list[ToolCall], Field(max_length=_MAX_CALLS)] | None = None
     annotations: Ignored = None
+    parsed: Ignored = None
     audio: NotSupported = None
     function_call: NotSupported = None
 
@@ -116,7 +119,11 @@ class AssistantMessage(_Message):
             message["reasoning_content"] = thought
         if self.tool_calls:
             message["tool_calls"] = [
-                {"id": call.id, "type": "function", "function": call.function.model_dump()}
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.function.name, "arguments": call.function.arguments},
+                }
                 for call in self.tool_calls
             ]
         return message
