@@ -538,3 +538,32 @@ def test_tool_results__reach_the_template(serve_script: Serve) -> None:
     rendered = "".join(map(chr, engine.requests[0].prompt))
     assert "Rome" in rendered
     assert "noon" in rendered
+
+
+def nested(depth: int) -> str:
+    return '{"a":' * depth + "1" + "}" * depth
+
+
+@pytest.mark.parametrize(
+    ("field", "status"),
+    [
+        ('"metadata": ' + nested(100_000), 400),
+        ('"seed": ' + "9" * 5000, 400),
+        ('"temperature": NaN', 400),
+        ('"temperature": Infinity', 400),
+        ('"chat_template_kwargs": {"a": NaN}', 200),
+        ('"user": "\\ud800"', 400),
+        ('"stop": ["\\ud800"]', 400),
+        ('"response_format": {"type": "\\ud800"}', 400),
+        ('"logit_bias": {"\\u0663": 1}', 400),
+        ('"seed": -9223372036854775808, "n": 2', 200),
+        ('"tools": [{"type": "function", "function": {"name": "f", "description": "\\ud800"}}]', 200),
+    ],
+)
+def test_odd_json__breaks_nothing(scripted_url: str, field: str, status: int) -> None:
+    body = f'{{"messages": [{{"role": "user", "content": "x"}}], {field}}}'
+    headers = {"content-type": "application/json"}
+    response = http.post(f"{scripted_url}/v1/chat/completions", content=body, headers=headers)
+    assert response.status_code == status, response.text
+    if status == 400:
+        assert response.json()["error"]["type"] == "invalid_request_error"
