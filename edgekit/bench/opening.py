@@ -16,14 +16,19 @@ def open_runner(bundle: Bundle, settings: ServeSettings) -> Runner:
     """Load a verified bundle's model.
 
     Raises:
-        BundleError: it is for a runtime that no runner is here for.
-        ModelFileError, EngineError, MissingExtraError: see `LlamaRunner`.
+        BundleError: it is for a runtime that does not run in this process.
+        ModelFileError, EngineError, MissingExtraError: see `LlamaRunner` and `OnnxRunner`.
     """
     runtime = bundle.manifest.runtime
-    if runtime != "llama.cpp":
-        raise BundleError(
-            f"{bundle.path}: made for the runtime {runtime}; llama.cpp bundles can be measured",
-            hint="put a load on its server: edgekit bench URL",
-        )
-    validate_model(read_gguf_header(bundle.entry_path))
-    return LlamaRunner(bundle.entry_path, settings)
+    if runtime == "llama.cpp":
+        validate_model(read_gguf_header(bundle.entry_path))
+        return LlamaRunner(bundle.entry_path, settings)
+    if runtime == "onnxruntime":
+        # Needs packages that a device which serves GGUF has no use for.
+        from edgekit.engine.onnx.runner import OnnxRunner
+
+        return OnnxRunner(bundle.entry_path, settings)
+    raise BundleError(
+        f"{bundle.path}: made for the runtime {runtime}, which runs in a server of its own",
+        hint="put a load on that server: edgekit bench URL",
+    )

@@ -142,9 +142,8 @@ class TimedServer:
         self, connection: socket.socket, body: dict[str, Any], script: Script, sent_s: list[float]
     ) -> None:
         framing = "Transfer-Encoding: chunked\r\n" if script.chunked else ""
-        connection.sendall(
-            f"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n{framing}Connection: close\r\n\r\n".encode()
-        )
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n{framing}Connection: close\r\n\r\n"
+        connection.sendall(head.encode())
         separators = (f",{script.space}", f":{script.space}")
 
         def event(document: dict[str, Any]) -> bytes:

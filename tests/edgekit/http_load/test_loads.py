@@ -59,7 +59,7 @@ def test_closed_loop__every_stream_asks_again_when_it_has_its_answer() -> None:
 def test_closed_loop__a_request_that_fails_ends_it() -> None:
     with (
         TimedServer(lambda number: Script(status=429 if number == 3 else 200)) as server,
-        pytest.raises(EdgekitError, match="answers 429: .*no: 429") as caught,
+        pytest.raises(EdgekitError, match=r"answers 429: .*no: 429") as caught,
     ):
         measure(Target.parse(server.url), ClosedLoop(2, 50))
     assert "fewer streams" in str(caught.value.hint)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import os
+from itertools import takewhile
 
 import pytest
 from timed_sse import Script, TimedServer
@@ -10,7 +10,8 @@ from edgekit.http_load import Ask, ClosedLoop, Numbered, RandomWords, Target, me
 
 
 def common_words(one: str, other: str) -> int:
-    return len(os.path.commonprefix([one.split(), other.split()]))
+    pairs = zip(one.split(), other.split(), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def test_numbered__a_number_of_its_own_each() -> None:
@@ -55,6 +56,8 @@ def test_words_of_length__server_that_does_not_count() -> None:
         target = Target.parse(server.url)
         with pytest.raises(EdgekitError, match="answers 500"):
             words_of_length(target, 100)
-    with TimedServer(lambda number: Script(answer=lambda body: 5)) as server:
-        with pytest.raises(EdgekitError, match="counts no tokens"):
-            words_of_length(Target.parse(server.url), 100)
+    with (
+        TimedServer(lambda number: Script(answer=lambda body: 5)) as server,
+        pytest.raises(EdgekitError, match="counts no tokens"),
+    ):
+        words_of_length(Target.parse(server.url), 100)
