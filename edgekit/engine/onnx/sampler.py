@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.engine.base import LikelyToken, Sampling, TokenLogprob
-from edgekit.engine.onnx.likeliest import likeliest, nucleus
+from edgekit.engine.onnx.distribution import distribution, is_greedy, likeliest, penalize, penalizes
 from edgekit.engine.runner import Matcher
 from edgekit.errors import ConstraintError, EngineError
 
@@ -20,8 +20,6 @@ __all__ = ["OnnxSampler"]
 _PENALTY_WINDOW_TOKENS: Final = 64
 """How far back repetition counts, as llama-server's default."""
 _SEED_LIMIT: Final = 2**64
-_COLDEST: Final = 1e-6
-"""Temperatures below it would overflow float32, and draw nothing but the likeliest token anyway."""
 
 
 class OnnxSampler:
@@ -56,11 +54,7 @@ class OnnxSampler:
         self._sampling = sampling
         self._biased = np.fromiter(sampling.logit_bias.keys(), np.intp)
         self._bias = np.fromiter(sampling.logit_bias.values(), np.float32)
-        self._penalizes = (
-            sampling.repeat_penalty != 1.0
-            or sampling.frequency_penalty != 0.0
-            or sampling.presence_penalty != 0.0
-        )
+        self._penalizes = penalizes(sampling)
         self._seen = deque(prompt[-_PENALTY_WINDOW_TOKENS:], maxlen=_PENALTY_WINDOW_TOKENS)
         self._random = np.random.Generator(
             np.random.PCG64(None if sampling.seed is None else sampling.seed % _SEED_LIMIT)
@@ -118,36 +112,18 @@ class OnnxSampler:
             return logits
         logits = logits.copy()
         logits[self._biased] += self._bias
-        if self._penalizes and self._seen:
-            sampling, counts = self._sampling, Counter(self._seen)
-            tokens = np.fromiter(counts.keys(), np.intp, len(counts))
-            times = np.fromiter(counts.values(), np.float32, len(counts))
-            values = logits[tokens]
-            values = np.where(values <= 0, values * sampling.repeat_penalty, values / sampling.repeat_penalty)
-            logits[tokens] = values - times * sampling.frequency_penalty - sampling.presence_penalty
+        if self._penalizes:
+            penalize(logits, self._seen, self._sampling)
         return logits
 
     def _draw(self, logits: NDArray[np.float32]) -> int:
         """An index of the logits."""
-        sampling = self._sampling
-        if sampling.temperature <= 0 or sampling.top_k == 1:
+        if is_greedy(self._sampling):
             return int(logits.argmax())
-        indices: NDArray[Any] | None = None
-        if 0 < sampling.top_k < logits.size:
-            indices = likeliest(logits, sampling.top_k)
-            logits = logits[indices]
-        if sampling.top_p < 1:
-            kept = nucleus(logits, sampling.top_p)
-            indices, logits = kept if indices is None else indices[kept], logits[kept]
-        if sampling.min_p > 0:
-            kept = np.flatnonzero(logits >= logits.max() + np.float32(math.log(sampling.min_p)))
-            indices, logits = kept if indices is None else indices[kept], logits[kept]
-        temperature = np.float32(max(sampling.temperature, _COLDEST))
-        weights = np.exp((logits - logits.max()) / temperature)
+        indices, weights = distribution(logits, self._sampling)
         reached = np.cumsum(weights, dtype=np.float64)
-        # The sum may fall short of what is drawn by a rounding.
         drawn = int(np.searchsorted(reached, self._random.random() * reached[-1], side="right"))
-        drawn = min(drawn, logits.size - 1)
+        drawn = min(drawn, reached.size - 1)  # the product may have been rounded up
         return drawn if indices is None else int(indices[drawn])
 
 
