@@ -209,7 +209,9 @@ def test_runner__graph_of_another_kind_is_refused(tmp_path: Path, tiny_onnx: Pat
         (tmp_path / file.name).write_bytes(file.read_bytes())
     value = helper.make_tensor_value_info("input_ids", onnx.TensorProto.INT64, [1, "n"])
     other = helper.make_tensor_value_info("logits", onnx.TensorProto.INT64, [1, "n"])
-    graph = helper.make_graph([helper.make_node("Identity", ["input_ids"], ["logits"])], "g", [value], [other])
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["input_ids"], ["logits"])], "g", [value], [other]
+    )
     opset = helper.make_opsetid("", 21)
     model = helper.make_model(graph, opset_imports=[opset], ir_version=10)
     (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
@@ -226,7 +228,9 @@ def test_import__says_what_to_install_where_the_packages_are_missing() -> None:
         "except MissingExtraError as error:\n    print(error)"
     )
     # -S: without site-packages.
-    told = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
+    told = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True
+    )
     assert "running an ONNX model needs numpy" in told.stdout
     assert "pip install 'edgekit[onnx]'" in told.stdout
 
