@@ -83,8 +83,10 @@ class ConstraintCompiler:
         self._special = special
         self._ends = tuple(ends)
         self._tokenize = tokenize
-        self._lock = threading.Lock()
-        """Held while a constraint is compiled: one at a time bounds what they cost together."""
+        self._compiling = threading.Lock()
+        """One constraint at a time: so it is bounded what they cost together."""
+        self._keeping = threading.Lock()
+        """Guards `_known`."""
         self._llguidance: Any = None
         self._tokenizer: Any = None
         self._specials: dict[str, str] = {}
@@ -98,24 +100,36 @@ class ConstraintCompiler:
             ConstraintError: the constraint is not valid, not supported, or takes too much to compile.
             EngineError: llguidance is not installed, or the model does not say how an answer ends.
         """
-        with self._turn():
-            native = self._known.get(constraint)
-            if native is None:
-                native = self._compile(constraint)
-            else:
-                self._known.move_to_end(constraint)
-            return ConstraintMatcher(native.deep_copy(), self._ends, self._vocabulary)
+        native = self._recall(constraint)
+        if native is None:
+            with self._turn():
+                native = self._recall(constraint) or self._compile(constraint)
+        return ConstraintMatcher(native, self._ends, self._vocabulary)
+
+    def _recall(self, constraint: Constraint) -> Any:
+        """A matcher of a constraint that was compiled lately, else None."""
+        with self._keeping:
+            if constraint not in self._known:
+                return None
+            self._known.move_to_end(constraint)
+            return self._known[constraint].deep_copy()
+
+    def _keep(self, constraint: Constraint, native: Any) -> None:
+        with self._keeping:
+            self._known[constraint] = native.deep_copy()
+            while len(self._known) > _CACHED:
+                self._known.popitem(last=False)
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        if not self._lock.acquire(timeout=_WAIT_S):
+        if not self._compiling.acquire(timeout=_WAIT_S):
             raise ConstraintError(
                 "other schemas and grammars are still being compiled", hint="try again in a minute"
             )
         try:
             yield
         finally:
-            self._lock.release()
+            self._compiling.release()
 
     def _compile(self, constraint: Constraint) -> Any:
         kind, text = constraint.kind, constraint.text
@@ -126,13 +140,14 @@ class ConstraintCompiler:
         plain = kind == "json_schema" and _is_plain(_parsed(text)) and len(text) <= _PLAIN_LENGTH
         self._load()
         memory_kib = 0 if plain else self._try(constraint)
-        native = native_matcher(self._llguidance, self._tokenizer, kind, text)
-        if error := first_error(native):
-            raise _invalid(constraint, error)
+        try:
+            native = native_matcher(self._llguidance, self._tokenizer, kind, text)
+        except ValueError as error:
+            raise _invalid(constraint, str(error)) from error
+        if reason := first_error(native):
+            raise _invalid(constraint, reason)
         if memory_kib <= _CACHED_KIB:
-            self._known[constraint] = native
-            while len(self._known) > _CACHED:
-                self._known.popitem(last=False)
+            self._keep(constraint, native)
         return native
 
     def _load(self) -> None:

@@ -77,19 +77,26 @@ def native_matcher(llguidance: Any, tokenizer: Any, kind: str, text: str) -> Any
     Raises:
         ValueError: the text cannot be read at all.
     """
-    make = llguidance.LLMatcher
-    if kind == "json_schema":
-        # By itself the override would only be merged into what the schema asks for.
-        schema = json.loads(text)
-        if isinstance(schema, dict):
-            schema["x-guidance"] = {"whitespace_pattern": _WHITESPACE}
-        grammar = make.grammar_from_json_schema(json.dumps(schema))
-    elif kind == "lark":
-        grammar = make.grammar_from_lark(text)
-    else:
-        grammar = make.grammar_from_regex(text)
-    limits = llguidance.LLParserLimits(max_lexer_states=_LEXER_STATES, verbose_errors=False)
-    return make(tokenizer, grammar, limits=limits, log_level=0)
+    try:
+        grammar = _grammar(llguidance.LLMatcher, kind, text)
+        limits = llguidance.LLParserLimits(max_lexer_states=_LEXER_STATES, verbose_errors=False)
+        return llguidance.LLMatcher(tokenizer, grammar, limits=limits, log_level=0)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of Rust; it is no Exception
+            raise
+        raise ValueError(f"llguidance failed: {error}") from error
+
+
+def _grammar(matcher: Any, kind: str, text: str) -> Any:
+    if kind == "lark":
+        return matcher.grammar_from_lark(text)
+    if kind == "regex":
+        return matcher.grammar_from_regex(text)
+    schema = json.loads(text)
+    if isinstance(schema, dict):
+        # What the schema itself says here are options of llguidance's, no part of JSON Schema.
+        schema["x-guidance"] = {"whitespace_pattern": _WHITESPACE}
+    return matcher.grammar_from_json_schema(json.dumps(schema))
 
 
 def first_error(matcher: Any) -> str | None:

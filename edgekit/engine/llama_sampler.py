@@ -55,9 +55,10 @@ class LlamaSampler:
     """A chain of llama.cpp's native samplers for one stream. Implements `edgekit.engine.runner.TokenSampler`.
 
     Order as in llama-server: bias and penalties on all logits, then top-k, top-p, min-p, temperature, draw.
-    A constraint comes before all of these; the draw is first made without it, and repeated among the tokens
-    that are allowed only when it gave one that is not, which leaves the distribution the same and spares
-    most steps the work.
+    A constraint comes before all of these. The draw is first made without it, and repeated among the tokens
+    that are allowed only when it gave one that is not: that spares most steps the work. Without top-k, top-p
+    and min-p the distribution stays the same; with them the tokens that can be drawn do, and those that are
+    drawn freely get a larger share.
     """
 
     def __init__(self, shared: LlamaSamplers, sampling: Sampling, prompt: Sequence[int]) -> None:
@@ -151,8 +152,10 @@ class LlamaSampler:
 def _parts(api: Any, vocab: Any, sampling: Sampling) -> list[Any]:
     """The samplers of a chain, in order."""
     parts: list[Any] = []
+    count = api.llama_vocab_n_tokens(vocab)
+    if not sampling.repeat_penalty > 0:
+        raise EngineError(f"repeat_penalty is {sampling.repeat_penalty:g} and has to be above 0")
     if sampling.logit_bias:
-        count = api.llama_vocab_n_tokens(vocab)
         # llama.cpp would look for these one by one, for every token that is drawn.
         if unknown := [token for token in sampling.logit_bias if not 0 <= token < count]:
             raise EngineError(f"logit_bias: token {unknown[0]} is not one of the model's {count}")
@@ -162,6 +165,7 @@ def _parts(api: Any, vocab: Any, sampling: Sampling) -> list[Any]:
     if _penalizes(sampling):
         parts.append(
             api.llama_sampler_init_penalties(
+                count,
                 _PENALTY_WINDOW_TOKENS,
                 sampling.repeat_penalty,
                 sampling.frequency_penalty,
