@@ -270,6 +270,11 @@ class Scheduler:
                 except EngineError as error:
                     self._fail(stream, error)
                     continue
+                except Exception as error:
+                    # One request's odd settings are not to end everybody's streams.
+                    log.exception("no sampler for %s", stream.request.sampling)
+                    self._fail(stream, EngineError(f"these sampling settings fail: {error}"))
+                    continue
                 if stream.over_budget:
                     self._close_reasoning(stream)
 
