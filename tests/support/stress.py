@@ -135,7 +135,7 @@ def figures_of(url: str, headers: dict[str, str] | None = None) -> Counter[str]:
     """The server's metrics by name; labels stay in the name."""
     text = httpx.get(f"{url}/metrics", headers=headers, timeout=60).text
     lines = [line.rsplit(" ", 1) for line in text.splitlines() if line and not line.startswith("#")]
-    return Counter({name: float(value) for name, value in lines})  # type: ignore[arg-type]
+    return Counter({name: float(value) for name, value in lines})
 
 
 def wait_until_idle(url: str, *, timeout_s: float = 30, headers: dict[str, str] | None = None) -> None:
