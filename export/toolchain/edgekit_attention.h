@@ -6,8 +6,10 @@
  *
  *   - Softmax works in powers of two with a whole number as its running maximum, so that scaling by a new
  *     maximum is exact, and it does not matter where a block of cells ends.
- *   - Values are summed cell by cell, and a masked cell adds 0, so it does not matter which masked cells lie
- *     between, nor whether they are passed over.
+ *   - Values are summed in doubles, which hold each product exactly, and a masked cell adds 0: it does not
+ *     matter which masked cells lie between, nor whether they are passed over. In what order a sequence's cells
+ *     lie, which depends on who else came and went, shows in the sum's last bits only, and is lost when it is
+ *     rounded to a float.
  *   - A dot product sums in one order (edgekit_simd.h) however rows and cells are grouped.
  *
  * Rows are the query heads of a token that share a head of the cache, or those of several tokens whose cells
@@ -22,12 +24,12 @@
 namespace edgekit {
 
 static const int WINDOW = 2048;  // cells that are listed at once
-static const int MAX_ROWS = 64;  // rows (tokens * heads) of a task
+static const int MAX_ROWS = 48;  // rows (tokens * heads) of a task
 static const int MAX_TOKENS = 16;
 
 /* float32 values of scratch that a task needs. */
 static inline size_t scratch_size(int dk, int dv) {
-    return (size_t) MAX_ROWS * (dk + dv) + (size_t) BLOCK * (dk + dv);
+    return (size_t) MAX_ROWS * (dk + 2*dv) + (size_t) BLOCK * (dk + dv);
 }
 
 /* Which cells of a window a token may see, one bit each. */
@@ -84,15 +86,15 @@ public:
         v = a.v + kv_head*a.v_head + kv_batch*a.v_batch;
         mask = a.mask ? a.mask + (batch % a.mask_batch)*a.mask_batch_size : nullptr;
         out = a.out + (size_t) batch*a.tokens*a.heads*a.dv*sizeof(float);
-        float * q = scratch;
-        float * values = q + MAX_ROWS*a.dk;
-        k_copies = values + MAX_ROWS*a.dv;
+        double * values = (double *) scratch;
+        float * q = scratch + 2*MAX_ROWS*a.dv;
+        k_copies = q + MAX_ROWS*a.dk;
         v_copies = k_copies + BLOCK*a.dk;
-        memset(values, 0, (size_t) n_tokens*n_heads*a.dv * sizeof(float));
+        memset(values, 0, (size_t) n_tokens*n_heads*a.dv * sizeof(double));
         for (int i = 0; i < n_tokens*n_heads; ++i) {
             const int64_t token = t0 + i/n_heads, head = h0 + i%n_heads;
             memcpy(q + i*a.dk, a.q + token*a.q_token + head*a.q_head + batch*a.q_batch, a.dk * sizeof(float));
-            rows[i] = Row{q + i*a.dk, values + i*a.dv, nullptr, slope(head), 0.0f, -INFINITY, token, head};
+            rows[i] = Row{q + i*a.dk, values + i*a.dv, nullptr, slope(head), 0.0, -INFINITY, token, head};
         }
     }
 
@@ -232,16 +234,16 @@ private:
         if (a.sinks) {
             const float sink = a.sinks[row.head] * 0x1.715476p+0f;
             const float maximum = std::max(row.maximum, std::nearbyint(sink));
-            const float factor = std::exp2(row.maximum - maximum);
-            row.sum = row.sum*factor + std::exp2(sink - maximum);
+            const double factor = std::exp2((double) row.maximum - maximum);
+            row.sum = row.sum*factor + std::exp2((double) sink - maximum);
             for (int d = 0; d < a.dv; ++d) {
                 row.values[d] *= factor;
             }
         }
-        const Vec inverse = v_set(row.sum == 0.0f ? 0.0f : 1.0f / row.sum);
+        const double inverse = row.sum == 0.0 ? 0.0 : 1.0 / row.sum;
         float * to = (float *) (out + (size_t) (row.token*a.heads + row.head)*a.dv*sizeof(float));
-        for (int d = 0; d < a.dv; d += LANES) {
-            v_store(to + d, v_mul(v_load(row.values + d), inverse));
+        for (int d = 0; d < a.dv; ++d) {
+            to[d] = (float) (row.values[d] * inverse);
         }
     }
 };

@@ -67,10 +67,10 @@ struct Copies {
 /* What a row has summed so far. */
 struct Row {
     const float * q;
-    float * values;       // [dv], times 2^-maximum
+    double * values;      // [dv], times 2^-maximum
     const float * bias;   // of the block's cells; null: all 0
     float slope;
-    float sum;            // of weights, times 2^-maximum
+    double sum;           // of weights, times 2^-maximum
     float maximum;        // a whole number, or minus infinity
     int64_t token, head;
 };
@@ -145,10 +145,10 @@ __attribute__((noinline)) static bool weigh(const Attention & a, Row & row, floa
     }
     const float maximum = std::max(row.maximum, std::nearbyint(found));
     if (maximum > row.maximum) {
-        const float factor = std::exp2(row.maximum - maximum);  // of a whole number: exact
+        const double factor = std::exp2((double) row.maximum - maximum);  // of a whole number: exact
         row.sum *= factor;
-        for (int d = 0; d < a.dv; d += LANES) {
-            v_store(row.values + d, v_mul(v_load(row.values + d), v_set(factor)));
+        for (int d = 0; d < a.dv; ++d) {
+            row.values[d] *= factor;
         }
         row.maximum = maximum;
     }
@@ -158,14 +158,16 @@ __attribute__((noinline)) static bool weigh(const Attention & a, Row & row, floa
     return true;
 }
 
-/* Adds weight times value of n cells, D vectors from d on; with them the weights, if FIRST. */
+/* Adds weight times value of n cells, D vectors from d on; with them the weights, if FIRST.
+ * In doubles, which hold each product exactly: the order of the cells is lost in rounding to float. */
 template <int R, int D, bool FIRST, class Source>
 static inline void add_values(Row * rows, const Source & values, int d, int n, const float * weights) {
-    Vec total[R], sums[R][D];
+    double total[R];
+    Wide sums[R][D];
     for (int r = 0; r < R; ++r) {
-        total[r] = v_set(rows[r].sum);
+        total[r] = rows[r].sum;
         for (int j = 0; j < D; ++j) {
-            sums[r][j] = v_load(rows[r].values + d + j*LANES);
+            sums[r][j] = w_load(rows[r].values + d + j*LANES);
         }
     }
     for (int i = 0; i < n; ++i) {
@@ -173,28 +175,26 @@ static inline void add_values(Row * rows, const Source & values, int d, int n, c
         if (FIRST) {
             values.fetch(i);
         }
-        Vec v[D];
+        Wide v[D];
         for (int j = 0; j < D; ++j) {
-            v[j] = v_load(x + j*LANES);
+            v[j] = w_widen(v_load(x + j*LANES));
         }
         for (int r = 0; r < R; ++r) {
-            const Vec weight = v_set(weights[r*BLOCK + i]);
+            const double weight = weights[r*BLOCK + i];
             if (FIRST) {
-                total[r] = v_add(total[r], weight);
+                total[r] += weight;
             }
             for (int j = 0; j < D; ++j) {
-                sums[r][j] = v_fma(v[j], weight, sums[r][j]);
+                sums[r][j] = w_fma(v[j], w_set(weight), sums[r][j]);
             }
         }
     }
     for (int r = 0; r < R; ++r) {
         if (FIRST) {
-            float lanes[LANES];
-            v_store(lanes, total[r]);
-            rows[r].sum = lanes[0];
+            rows[r].sum = total[r];
         }
         for (int j = 0; j < D; ++j) {
-            v_store(rows[r].values + d + j*LANES, sums[r][j]);
+            w_store(rows[r].values + d + j*LANES, sums[r][j]);
         }
     }
 }
@@ -235,7 +235,7 @@ static inline void attend_block(
         return;
     }
     // As many sums as the registers hold: 32, and 16 for AVX2.
-    add_all_values<R, EDGEKIT_SIMD == 256 ? (R == 1 ? 8 : R == 2 ? 4 : 2) : (R <= 2 ? 8 : 4)>(
+    add_all_values<R, EDGEKIT_SIMD == 256 ? (R <= 2 ? 2 : 1) : (R <= 2 ? 4 : 2)>(
         a, rows, values, 0, n, scores);
 }
 

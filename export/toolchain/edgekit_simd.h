@@ -74,6 +74,18 @@ static inline void v_sum_lanes(const Vec * a, float * out) {
     v_store(out, _mm512_permutexvar_ps(order, e));
 }
 
+/* LANES doubles. */
+struct Wide { __m512d low, high; };
+static inline Wide w_load(const double * x) { return {_mm512_loadu_pd(x), _mm512_loadu_pd(x + 8)}; }
+static inline void w_store(double * x, Wide a) { _mm512_storeu_pd(x, a.low), _mm512_storeu_pd(x + 8, a.high); }
+static inline Wide w_set(double a) { return {_mm512_set1_pd(a), _mm512_set1_pd(a)}; }
+static inline Wide w_widen(Vec a) {
+    return {_mm512_cvtps_pd(_mm512_castps512_ps256(a)), _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1))};
+}
+static inline Wide w_fma(Wide a, Wide b, Wide c) {
+    return {_mm512_fmadd_pd(a.low, b.low, c.low), _mm512_fmadd_pd(a.high, b.high, c.high)};
+}
+
 /* Of 32 half floats: which are not minus infinity, and which of those are not zero either. */
 static inline uint32_t live_halves(const uint16_t * x, uint32_t * biased) {
     const __m512i a = _mm512_loadu_si512(x);
@@ -125,6 +137,17 @@ static inline void v_sum_lanes(const Vec * a, float * out) {
     v_store(out, _mm256_permutevar8x32_ps(d, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
 }
 
+struct Wide { __m256d low, high; };
+static inline Wide w_load(const double * x) { return {_mm256_loadu_pd(x), _mm256_loadu_pd(x + 4)}; }
+static inline void w_store(double * x, Wide a) { _mm256_storeu_pd(x, a.low), _mm256_storeu_pd(x + 4, a.high); }
+static inline Wide w_set(double a) { return {_mm256_set1_pd(a), _mm256_set1_pd(a)}; }
+static inline Wide w_widen(Vec a) {
+    return {_mm256_cvtps_pd(_mm256_castps256_ps128(a)), _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1))};
+}
+static inline Wide w_fma(Wide a, Wide b, Wide c) {
+    return {_mm256_fmadd_pd(a.low, b.low, c.low), _mm256_fmadd_pd(a.high, b.high, c.high)};
+}
+
 static inline uint32_t half_bits(__m256i low, __m256i high) {
     const __m256i bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(low, high), 0xD8);
     return (uint32_t) _mm256_movemask_epi8(bytes);
@@ -171,6 +194,15 @@ static inline void v_sum_lanes(const Vec * a, float * out) {
     for (int i = 0; i < SUMS; i += 4) {
         v_store(out + i, vpaddq_f32(vpaddq_f32(a[i], a[i + 1]), vpaddq_f32(a[i + 2], a[i + 3])));
     }
+}
+
+struct Wide { float64x2_t low, high; };
+static inline Wide w_load(const double * x) { return {vld1q_f64(x), vld1q_f64(x + 2)}; }
+static inline void w_store(double * x, Wide a) { vst1q_f64(x, a.low), vst1q_f64(x + 2, a.high); }
+static inline Wide w_set(double a) { return {vdupq_n_f64(a), vdupq_n_f64(a)}; }
+static inline Wide w_widen(Vec a) { return {vcvt_f64_f32(vget_low_f32(a)), vcvt_high_f64_f32(a)}; }
+static inline Wide w_fma(Wide a, Wide b, Wide c) {
+    return {vfmaq_f64(c.low, a.low, b.low), vfmaq_f64(c.high, a.high, b.high)};
 }
 
 static inline uint32_t half_bits(uint16x8_t low, uint16x8_t high) {

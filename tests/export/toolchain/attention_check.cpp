@@ -152,6 +152,24 @@ struct Data {
         wide.mask = widen(mask, 1, (size_t) c.cells*c.tokens, 0xFC00);
         return wide;
     }
+
+    /* The same cells in another order, as they lie when other sequences came and went. */
+    Data shuffled() const {
+        Data other(*this);
+        std::vector<int> order(c.cells);
+        for (int i = 0; i < c.cells; ++i) order[i] = i;
+        std::mt19937 random(11);
+        std::shuffle(order.begin(), order.end(), random);
+        const size_t k_row = (size_t) c.kv_heads*c.dk, v_row = (size_t) c.kv_heads*c.dv;
+        for (int i = 0; i < c.cells; ++i) {
+            std::copy_n(&k[order[i]*k_row], k_row, &other.k[i*k_row]);
+            std::copy_n(&v[order[i]*v_row], v_row, &other.v[i*v_row]);
+            for (int t = 0; t < c.tokens; ++t) {
+                other.mask[(size_t) t*c.cells + i] = mask[(size_t) t*c.cells + order[i]];
+            }
+        }
+        return other;
+    }
 };
 
 static bool check(const Case & c) {
@@ -177,6 +195,8 @@ static bool check(const Case & c) {
         different += differing(data.spread_out(1).computed(1, group));
         different += differing(data.spread_out(6).computed(3, group));
     }
+    different += differing(data.shuffled().computed(1, group));
+    different += differing(data.shuffled().computed(3, group));
     // float32 rounds a score of size s by 6e-8 s, which changes a weight by as much
     const bool good = error < 1.5e-6 * std::max(1.0f, c.spread) && different == 0;
     std::printf("%-24s %.2e %d%s\n", c.name, error, different, good ? "" : "  FAILED");
