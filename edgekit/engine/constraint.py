@@ -57,8 +57,9 @@ _PLAIN: Final = frozenset(
 class ConstraintCompiler:
     """Compiles constraints for one vocabulary. Callable from any thread.
 
-    Nothing is imported or built before the first constraint: 0.1 s and 9 MiB for a vocabulary of 49,152
-    tokens, 0.5 s and 13 MiB for one of 151,936.
+    Nothing is imported or built before the first constraint; then, on a Xeon's core, 0.15 s and
+    11 MiB for a vocabulary of 49,152 tokens, 0.5 s and 31 MiB for one of 151,936. A constraint that is not
+    known takes 1 ms when it is plain, and 0.1 to 0.2 s when it has to be tried in another process first.
 
     Args:
         vocabulary: number of tokens.

@@ -118,7 +118,7 @@ def random_schema(rng: random.Random, depth: int = 0) -> dict[str, Any]:
             "type": "string",
             "pattern": rng.choice([r"^[A-Z]{2}-\d{3,5}$", "^(red|dark blue){1,2}$"]),
         },
-        "format": {"type": "string", "format": rng.choice(["date", "ipv4", "time"])},
+        "format": {"type": "string", "format": rng.choice(["date", "ipv4", "uuid"])},
         "enum": {"enum": rng.sample([1, "two", None, True, "fünf", 6.5, ["x", {"y": 0}], "ACHT"], 3)},
         "boolean": {"type": ["boolean", "null"]},
         "array": {"type": "array", "items": inner[0] if inner else {}, "minItems": low % 2, "maxItems": 2},
