@@ -304,7 +304,7 @@ class LlamaRunner:
         # Asking for all tokens takes 0.2 s with R1's vocabulary: not before it is needed.
         return ConstraintCompiler(
             self.vocabulary,
-            piece=self.piece,
+            piece=self._read_piece,  # `piece` would keep them all
             special=self._special,
             ends=[token for token in range(self.vocabulary) if self.ends_generation(token)],
             tokenize=lambda text: self.tokenize(

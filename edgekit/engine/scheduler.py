@@ -409,8 +409,13 @@ class Scheduler:
         gave = False
         sampled = [stream for stream, piece in batch if piece.sample]
         for stream, row in zip(sampled, rows, strict=True):
-            if not stream.cancelled:
+            if stream.cancelled:
+                continue
+            try:
                 gave |= self._advance(stream, row)
+            except EngineError as error:
+                # Drawing fails by the stream's own settings, e.g. a grammar that has become too costly.
+                self._fail(stream, error)
         return gave
 
     def _advance(self, stream: Stream, row: int) -> bool:

@@ -34,7 +34,8 @@ struct Attention {
     float scale, softcap, max_bias;  // softcap: 0 for none. max_bias: of ALiBi, 0 for none
 
     bool fits() const {
-        return dk % LANES == 0 && dv % LANES == 0 && kv_heads > 0 && heads % kv_heads == 0;
+        // The last is the scratch that ggml gives to each thread, see edgekit_attention_ggml.h.
+        return 32*dv <= 16*dk + 8192 && dk % LANES == 0 && dv % LANES == 0 && kv_heads > 0 && heads % kv_heads == 0;
     }
 };
 
