@@ -21,12 +21,16 @@ from edgekit.profiles import ServeSettings
 
 BROKEN_ENGINE = """
 from edgekit.engine.llama import LlamaRunner
-working, calls = LlamaRunner.open_sampler, []
+working, opened = LlamaRunner.open_sampler, []
 def open_sampler(self, sampling, prompt):
-    calls.append(prompt)
-    if len(calls) > 1: raise RuntimeError("out of luck")
+    opened.append(prompt)
     return working(self, sampling, prompt)
-LlamaRunner.open_sampler = open_sampler
+computes = LlamaRunner.run
+def run(self, slices):
+    # The first request is the server's own proof that it decodes.
+    if len(opened) > 1: raise RuntimeError("out of luck")
+    return computes(self, slices)
+LlamaRunner.open_sampler, LlamaRunner.run = open_sampler, run
 """
 BROKEN_SENSORS = """
 import edgekit.server.reporting
