@@ -6,7 +6,7 @@ __all__ = ["PrefillPace"]
 
 _SMOOTHING = 0.2
 """Weight of the newest step."""
-_UNNOTICED_S = 0.025
+_UNNOTICED_S = 0.015
 """A stream may always be held up this long."""
 _FEWEST_TOKENS = 16
 """Fewer at a time cost nearly as much as these: every step reads all weights."""

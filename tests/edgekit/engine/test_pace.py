@@ -22,7 +22,7 @@ def test_budget__unknown_cost_is_bounded_by_what_the_profile_says() -> None:
     [
         (0.1, 0.002, 50),  # as long again as a step
         (0.1, 0.02, 16),  # so slow that fewer at a time would only cost more
-        (0.004, 0.0005, 50),  # a quarter of a tenth of a second is not noticed
+        (0.004, 0.0005, 30),  # so short that nobody notices
         (0.1, 0.0001, 128),
     ],
 )
