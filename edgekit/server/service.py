@@ -112,6 +112,8 @@ class Service:
             log_config=None,
             access_log=False,
             server_header=False,
+            # Anybody on this machine could write the header that would say who he is.
+            proxy_headers=False,
             timeout_graceful_shutdown=_FLUSH_S,
         )
         config.load()

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from export.toolchain.attention import ATTENTION_FILES
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -34,7 +36,9 @@ def test_wheel__carries_both_packages_profiles_and_build_recipe(wheel: Path) -> 
         tracked = {str(path.relative_to(ROOT)) for path in (ROOT / package).rglob("*.py")}
         assert tracked <= names
         assert f"{package}/py.typed" in names
-    assert {"export/toolchain/llama_cpp.cmake", "export/toolchain/amx_tile_config.h"} <= names
+    recipe = {"llama_cpp.cmake", "amx_tile_config.h", *ATTENTION_FILES}
+    assert {f"export/toolchain/{name}" for name in recipe} <= names
+    assert "edgekit/server/page/static/index.html" in names
     assert not any(name.startswith(("tests/", "device_profiles/")) for name in names)
 
 

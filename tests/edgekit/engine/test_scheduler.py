@@ -656,6 +656,49 @@ def test_real_model__same_seed_same_text(engine: Scheduler) -> None:
     assert other not in texts
 
 
+def test_real_model__same_seed_same_text_whatever_else_runs(engine: Scheduler) -> None:
+    """Alone, beside others, from a cache or not: attention has the same bits in any batch."""
+    words = [
+        "river",
+        "stone",
+        "house",
+        "light",
+        "green",
+        "seven",
+        "eight",
+        "nine",
+        "tree",
+        "cloud",
+        "engine",
+        "paper",
+    ]
+    asked = []
+    for seed in range(6):
+        draw = random.Random(seed)
+        text = " ".join(draw.choice(words) for _ in range(draw.choice([4, 30, 90, 150])))
+        asked.append((seed, f"{text}. Once upon a time, there was a"))
+    alone = {seed: generate(engine, text, 32, temperature=0.9, seed=seed) for seed, text in asked}
+    beside: dict[int, str] = {}
+
+    def ask(seed: int, text: str) -> None:
+        beside[seed] = generate(engine, text, 32, temperature=0.9, seed=seed)
+
+    def leave(text: str) -> None:
+        client = Client()
+        ticket = engine.submit(Request(tuple(engine.tokenize(text)), max_tokens=40), client.sink)
+        client.first.wait(30)
+        ticket.cancel()
+
+    threads = [threading.Thread(target=ask, args=pair) for pair in asked]
+    threads += [threading.Thread(target=leave, args=(f"{text} not",)) for _, text in asked]
+    random.Random(5).shuffle(threads)
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert beside == alone
+
+
 def test_real_model__logit_bias_forbids_a_token(engine: Scheduler) -> None:
     paris = engine.tokenize(" Paris")
     assert len(paris) == 1
@@ -680,7 +723,6 @@ def test_real_model__bias_on_an_unknown_token_fails_that_request_only(engine: Sc
 
 
 def test_real_model__parallel_streams_do_not_mix(engine: Scheduler) -> None:
-    # Sure answers only: a batch of several streams rounds differently in the last digits.
     facts = {
         "The capital of France is": "Paris",
         "The capital of Italy is": "Rome",
