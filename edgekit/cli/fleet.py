@@ -18,7 +18,12 @@ def _fleet() -> None:
 
 @app.command()
 def watch(
-    url: Annotated[str, typer.Argument(help="The broker: mqtt://[user:password@]host[:port], or mqtts://…")],
+    url: Annotated[
+        str,
+        typer.Argument(
+            help="The broker: mqtt://user:password@host:port (user and port may be left out), or mqtts://…"
+        ),
+    ],
     fleet: Annotated[str, typer.Option(help="Only this fleet; + for all.")] = "+",
     count: Annotated[int | None, typer.Option(min=1, help="End after this many messages.")] = None,
     timeout: Annotated[float | None, typer.Option(min=0, help="End after this many seconds.")] = None,

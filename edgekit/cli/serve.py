@@ -61,7 +61,7 @@ def serve(
     mqtt: Annotated[
         str | None,
         typer.Option(
-            help="Broker to report to: mqtt://[user:password@]host[:port], or mqtts://…"
+            help="Broker to report to: mqtt://user:password@host:port (user and port may be left out), or mqtts://…"
             " In the environment, other users cannot see its password.",
             envvar="EDGEKIT_MQTT",
         ),

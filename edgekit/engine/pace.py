@@ -13,7 +13,7 @@ _FEWEST_TOKENS = 16
 
 
 class PrefillPace:
-    """Bounds what new prompts cost running streams: a step takes twice as long at most.
+    """Bounds what new prompts cost running streams: as long again as a step, or a moment.
 
     The cost of a prompt token and of a step without any are learnt from the steps themselves, so the bound
     holds on a Raspberry Pi and on a Xeon alike.

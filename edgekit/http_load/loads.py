@@ -28,7 +28,7 @@ __all__ = ["Ask", "ClosedLoop", "Load", "Measurement", "OpenLoop", "arrival_time
 
 _FATAL: Final = frozenset({"401", "403", "404"})
 """Statuses that all requests of a load would get."""
-_BACKGROUND_STEP: Final = 1_000_000
+_BACKGROUND_STEP: Final = 1_000_000_000
 """Numbers of the background's requests begin here: no other request has them."""
 
 

@@ -26,7 +26,7 @@ def test_budget__unknown_cost_is_bounded_by_what_the_profile_says() -> None:
         (0.1, 0.0001, 128),
     ],
 )
-def test_budget__a_step_takes_twice_as_long_at_most(
+def test_budget__prompts_cost_as_long_again_as_a_step_or_a_moment(
     decode_step_s: float, token_s: float, tokens: int
 ) -> None:
     pace = taught(decode_step_s=decode_step_s, token_s=token_s)

@@ -289,8 +289,11 @@ def test_cancel__frees_cells_within_a_step() -> None:
     scheduler = Scheduler(runner, context_tokens=500)
     client, ticket = start(scheduler, [20] * 30, max_tokens=None)
     assert client.first.wait(10)
+    begun = len(runner.steps)
     ticket.cancel()
     end = client.end()
+    # The step that was under way, and perhaps one whose end and this thread's count fell together.
+    assert len(runner.steps) - begun <= 2
     assert isinstance(end, Finished)
     assert end.reason is FinishReason.CANCELLED
     assert scheduler.stats().kv_cells_used == 0
