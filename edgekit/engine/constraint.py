@@ -93,6 +93,8 @@ class ConstraintCompiler:
         self._specials: dict[str, str] = {}
         self._known: OrderedDict[Constraint, Any] = OrderedDict()
         """Matchers that nobody uses, to be copied; used last, last."""
+        self._large: Any = None
+        """The one of `_known` that takes much memory, if any."""
 
     def compile(self, constraint: Constraint) -> ConstraintMatcher:
         """A matcher at the beginning of an answer.
@@ -115,8 +117,11 @@ class ConstraintCompiler:
             self._known.move_to_end(constraint)
             return self._known[constraint].deep_copy()
 
-    def _keep(self, constraint: Constraint, native: Any) -> None:
+    def _keep(self, constraint: Constraint, native: Any, *, large: bool) -> None:
         with self._keeping:
+            # The newest is kept whatever it takes: it was checked, and its request comes next.
+            self._known.pop(self._large, None)
+            self._large = constraint if large else None
             self._known[constraint] = native.deep_copy()
             while len(self._known) > _CACHED:
                 self._known.popitem(last=False)
@@ -147,8 +152,7 @@ class ConstraintCompiler:
             raise _invalid(constraint, str(error)) from error
         if reason := first_error(native):
             raise _invalid(constraint, reason)
-        if memory_kib <= _CACHED_KIB:
-            self._keep(constraint, native)
+        self._keep(constraint, native, large=memory_kib > _CACHED_KIB)
         return native
 
     def _load(self) -> None:

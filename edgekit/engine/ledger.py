@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_left
 from collections.abc import Callable
 from typing import Final
@@ -27,6 +28,8 @@ _GAP_BOUNDS_S: Final = (
     2.0,
     5.0,
 )
+
+log = logging.getLogger(__name__)
 
 _SMOOTHING = 0.2
 """Weight of the newest request in the mean duration."""
@@ -89,7 +92,10 @@ class Ledger:
             mean = self._mean_request_s
             self._mean_request_s = busy if mean is None else mean + _SMOOTHING * (busy - mean)
         for observer in self.observers:
-            observer(record)
+            try:
+                observer(record)
+            except Exception:
+                log.exception("an observer of requests failed")
 
     def expected_wait_s(self, queued: int, streams: int) -> float:
         """Seconds until a request that comes now would start, by the mean of those before it."""

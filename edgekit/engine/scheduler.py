@@ -94,7 +94,11 @@ class Scheduler:
         self._pace = PrefillPace(prefill_tokens)
         self._inbox: queue.SimpleQueue[Stream | None] = queue.SimpleQueue()
         """New streams; None wakes the thread."""
+        self._arrived = 0
+        """Streams in the inbox."""
         self._waiting = WaitingLine()
+        self._copies_prefixes = False
+        """Whether the runtime has turned out to copy what it shares."""
         self._running: list[Stream] = []
         self._ledger = Ledger(clock)
         self._step_began: float | None = None
@@ -135,6 +139,7 @@ class Scheduler:
                     stream.opening_token = _only_token(runner, request.reasoning.tags.opening)
         with self._gate:
             self._refuse_when_stopped()
+            self._arrived += 1
             self._inbox.put(stream)
         return stream
 
@@ -191,7 +196,7 @@ class Scheduler:
             raise self._failure or EngineStoppedError("the server is shutting down")
 
     def _queued(self) -> int:
-        return len(self._waiting) + self._inbox.qsize()
+        return len(self._waiting) + self._arrived
 
     # What the scheduler's thread does.
 
@@ -206,7 +211,7 @@ class Scheduler:
                 self._step_began = None
                 if gave:
                     time.sleep(_HAND_OVER_S)
-        except Exception as error:
+        except BaseException as error:  # a panic of llguidance's is no Exception
             log.exception("the engine has stopped")
             self._failure = EngineError(
                 f"the engine has stopped: {type(error).__name__}: {error}", hint="restart the server"
@@ -222,12 +227,17 @@ class Scheduler:
         self._take_in(wait=False)
         reason = self._failure or EngineStoppedError("the server is shutting down")
         for stream in [*self._running, *self._waiting]:
-            self._fail(stream, reason)
+            try:
+                self._fail(stream, reason)
+            except Exception:
+                # The books may be what broke. Its client is told all the same.
+                log.exception("a stream could not be put away")
+                stream.sink(Failed(reason))
+        if self._failure is not None:
+            self._on_failure(self._failure)
         with self._gate:
             self._gate.wait_for(lambda: self._borrowers == 0)
         self._runner.close()
-        if self._failure is not None:
-            self._on_failure(self._failure)
 
     def _take_in(self, *, wait: bool = True) -> None:
         """Move new streams from the inbox to the queue. With nothing to do, sleep until one comes."""
@@ -240,6 +250,8 @@ class Scheduler:
             wait = False
             if stream is not None:
                 self._waiting.join(stream)
+                with self._gate:
+                    self._arrived -= 1
 
     def _drop_unwanted(self) -> None:
         now = self._clock()
@@ -258,25 +270,17 @@ class Scheduler:
             if chosen is None:
                 return
             stream, prefix = chosen
-            self._waiting.leave(stream)
             lease = self._place(prefix)
+            self._waiting.leave(stream)
             if not stream.started:
                 self._ledger.note_prefix(bool(lease.tokens))
             stream.start(lease, now=self._clock())
             self._running.append(stream)
             if stream.sampler is None:
-                try:
+                with self._alone(stream):
                     stream.sampler = self._runner.open_sampler(stream.request.sampling, stream.request.prompt)
-                except EngineError as error:
-                    self._fail(stream, error)
-                    continue
-                except Exception as error:
-                    # One request's odd settings are not to end everybody's streams.
-                    log.exception("no sampler for %s", stream.request.sampling)
-                    self._fail(stream, EngineError(f"these sampling settings fail: {error}"))
-                    continue
-                if stream.over_budget:
-                    self._close_reasoning(stream)
+                    if stream.over_budget:
+                        self._close_reasoning(stream)
 
     def _choose(self) -> tuple[Stream, Prefix] | None:
         """Who is next, and what the cache holds of its prompt."""
@@ -303,7 +307,8 @@ class Scheduler:
             return True
         promised = sum(other.pending + _GROWTH_TOKENS for other in self._running)
         # What only parked sequences hold counts as available: it must still be there when it is used.
-        shared = prefix.length if prefix.lease is not None and prefix.lease.parked_at is None else 0
+        free = prefix.lease is not None and prefix.lease.parked_at is None and not self._copies_prefixes
+        shared = prefix.length if free else 0
         return self._cache.available - promised >= len(stream.tokens) - shared + _GROWTH_TOKENS
 
     def _place(self, prefix: Prefix) -> Lease:
@@ -316,8 +321,10 @@ class Scheduler:
             self._evict(oldest)
         lease = self._cache.lease()
         if prefix.lease is not None:
-            shared = self._runner.share(prefix.lease.sequence, lease.sequence, prefix.length)
-            self._cache.share(prefix.lease, lease, prefix.length, copied=not shared)
+            self._copies_prefixes = not self._runner.share(
+                prefix.lease.sequence, lease.sequence, prefix.length
+            )
+            self._cache.share(prefix.lease, lease, prefix.length, copied=self._copies_prefixes)
         return lease
 
     # The step.
@@ -411,12 +418,20 @@ class Scheduler:
         for stream, row in zip(sampled, rows, strict=True):
             if stream.cancelled:
                 continue
-            try:
+            with self._alone(stream):
                 gave |= self._advance(stream, row)
-            except EngineError as error:
-                # Drawing fails by the stream's own settings, e.g. a grammar that has become too costly.
-                self._fail(stream, error)
         return gave
+
+    @contextmanager
+    def _alone(self, stream: Stream) -> Iterator[None]:
+        """What goes wrong here comes of the stream's own settings (a grammar, a bias) and ends no other."""
+        try:
+            yield
+        except EngineError as error:
+            self._fail(stream, error)
+        except Exception as error:
+            log.exception("a stream failed")
+            self._fail(stream, EngineError(f"this request fails: {type(error).__name__}: {error}"))
 
     def _advance(self, stream: Stream, row: int) -> bool:
         """Draw a stream's next token and take it; returns whether its client was given something."""
@@ -424,6 +439,10 @@ class Scheduler:
         now = self._clock()
         self._ledger.note_gap(stream.note_token(now))
         if self._runner.ends_generation(token):
+            if stream.matcher is not None and stream.text.thinking:
+                # It would end without the answer whose form was asked for.
+                self._close_reasoning(stream)
+                return True
             self._retire(stream, FinishReason.STOP)
             return True
         stream.take(token, self._runner.piece(token), row)
@@ -451,11 +470,10 @@ class Scheduler:
         assert stream.request.reasoning is not None
         closing = f"\n{stream.request.reasoning.tags.closing}\n\n"
         for token in self._runner.tokenize(closing, add_special=False, parse_special=True):
-            if stream.exhausted(self._context_tokens):
-                self._retire(stream, FinishReason.LENGTH)
-                return
-            stream.note_token(self._clock())
-            stream.put(token, self._runner.piece(token))
+            if not stream.exhausted(self._context_tokens):
+                stream.put(token, self._runner.piece(token))
+        if stream.exhausted(self._context_tokens):
+            self._retire(stream, FinishReason.LENGTH)
 
     def _embed(self, stream: Stream) -> None:
         """Compute the last token of a text that is to be embedded, in a step of its own."""
@@ -503,7 +521,7 @@ class Scheduler:
             self._running.remove(stream)
         elif stream in self._waiting:
             self._waiting.leave(stream)
-        if stream.lease is not None and keep_tokens:
+        if stream.lease is not None and keep_tokens and self._runner.keeps_prefixes:
             self._cache.park(stream.lease)
             stream.lease = None
             while (surplus := self._cache.surplus()) is not None:

@@ -47,8 +47,9 @@ class Stream:
         """When the client was given its last chunk."""
 
     def cancel(self) -> None:
-        self.cancelled = True
-        self._wake()
+        if not self.cancelled:
+            self.cancelled = True
+            self._wake()
 
     @property
     def started(self) -> bool:
@@ -128,8 +129,11 @@ class Stream:
         self.write(self.text.push(piece), logprob)
 
     def put(self, token: int, piece: bytes) -> None:
-        """Add a token that was not drawn."""
+        """Add a token that was not drawn. It counts, but takes no time of its own."""
         assert self.sampler is not None
+        self._generated += 1
+        if self.text.thinking:
+            self._reasoned += 1
         self.tokens.append(token)
         self.sampler.accept(token)
         self.write(self.text.push(piece))

@@ -80,6 +80,8 @@ class Service:
         self._systemd = Systemd()
         self._watchdog: StepWatchdog | None = None
         self._last_resort: threading.Timer | None = None
+        self._leave_at = 0.0
+        """By the monotonic clock, when the last resort comes."""
 
     def serve(
         self,
@@ -250,12 +252,16 @@ class Service:
 
     def _stop(self, leave_within_s: float = _FLUSH_S + _LAST_RESORT_S) -> None:
         """Let uvicorn end. From now on time runs: closing the model may wait for a call that hangs."""
+        leave_at = time.monotonic() + leave_within_s
+        self._server.should_exit = True
         if self._last_resort is not None:
+            if leave_at >= self._leave_at:
+                return  # it has been told to be quicker
             self._last_resort.cancel()
+        self._leave_at = leave_at
         self._last_resort = threading.Timer(leave_within_s, _leave_at_once)
         self._last_resort.daemon = True
         self._last_resort.start()
-        self._server.should_exit = True
 
 
 def _on_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:

@@ -72,6 +72,8 @@ class CheckingRunner:
         self.gate.set()
         self.step_s = 0.0
         self.fail_next = False
+        self.ends_at: int | None = None
+        """After so many steps more than one, whatever was drawn ends the turn."""
         self.closed = False
         self._rows: list[list[int]] = []
 
@@ -82,6 +84,9 @@ class CheckingRunner:
         return b"%d " % token
 
     def ends_generation(self, token: int) -> bool:
+        if self.ends_at is not None and len(self.steps) == self.ends_at + 1:
+            self.ends_at = None
+            return True
         return token == END
 
     def open_sampler(self, sampling: Sampling, prompt: Sequence[int]) -> _Sampler:
@@ -553,6 +558,76 @@ def test_reasoning__budget_closes_it() -> None:
     forced = [10 + byte for byte in closing]
     generated = [token for step in runner.steps for piece in step for token in piece.tokens][1:]
     assert generated[6 : 6 + len(forced)] == forced
+    scheduler.close()
+
+
+def test_reasoning__closing_it_keeps_to_max_tokens() -> None:
+    scheduler = Scheduler(CheckingRunner(), context_tokens=200)
+    tags = ReasoningTags("<think>", "</think>")
+    closing = len("\n</think>\n\n")
+    for limit in (1, closing, closing + 1):
+        client = Client()
+        rules = ReasoningRules(tags, opened=True, budget_tokens=0)
+        scheduler.submit(Request((20,), max_tokens=limit, reasoning=rules), client.sink)
+        end = client.end()
+        assert isinstance(end, Finished)
+        assert (end.record.completion_tokens, end.reason) == (limit, FinishReason.LENGTH)
+    scheduler.close()
+
+
+def test_constraint__turn_that_would_end_in_the_reasoning_gets_its_answer() -> None:
+    runner = CheckingRunner()
+    scheduler = Scheduler(runner, context_tokens=200)
+    runner.ends_at = 3
+    # The closing tag as this model's tokens are written: bytes plus ten, as numbers.
+    tags = ReasoningTags("<think>", "never ")
+    client = Client()
+    request = Request(
+        (20,),
+        max_tokens=40,
+        reasoning=ReasoningRules(tags, opened=True),
+        constraint=Constraint("regex", "11 12"),
+    )
+    scheduler.submit(request, client.sink)
+    end = client.end()
+    assert isinstance(end, Finished)
+    closing = [10 + byte for byte in b"\nnever \n\n"]
+    computed = [token for step in runner.steps for piece in step for token in piece.tokens]
+    assert computed[4 : 4 + len(closing)] == closing
+    scheduler.close()
+
+
+def test_submit__clients_that_left_do_not_count_as_queued() -> None:
+    runner = CheckingRunner(streams=1)
+    scheduler = Scheduler(runner, context_tokens=500, queue_limit=4)
+    runner.gate.clear()
+    running, ticket = start(scheduler, [20], max_tokens=None)
+    deadline = time.monotonic() + 10
+    while scheduler.step_age_s() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    for _ in range(20):
+        ticket.cancel()
+    assert scheduler.stats().requests_queued == 0
+    late, _ = start(scheduler, [21], max_tokens=2)
+    runner.gate.set()
+    assert isinstance(late.end(), Finished)
+    running.end()
+    scheduler.close()
+
+
+def test_draw__that_fails_ends_its_own_stream_alone() -> None:
+    runner = CheckingRunner()
+    scheduler = Scheduler(runner, context_tokens=500)
+    runner.step_s = 0.002
+    other, _ = start(scheduler, [20], max_tokens=60)
+    client = Client()
+    # Allows nothing: the stand-in's sampler runs out of tokens to try.
+    scheduler.submit(Request((30,), constraint=Constraint("regex", "99999")), client.sink)
+    assert isinstance(client.end(), Failed)
+    assert isinstance(other.end(), Finished)
+    assert other.text == expected_text([20], 60)
+    assert scheduler.failure is None
     scheduler.close()
 
 
